@@ -94,6 +94,11 @@ class TiledMatrix:
         return 8 * self.nbytes / math.prod(self.shape)
 
     @property
+    def is_dense(self) -> bool:
+        """True where the matrix is stored row-major, uncompressed, as arrays["dense"] bf16[OUT, K]."""
+        return "dense" in self.arrays
+
+    @property
     def options_dict(self) -> dict[str, int]:
         return dict(self.options)
 

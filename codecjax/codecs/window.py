@@ -1,0 +1,257 @@
+"""The `window` codec: lossless, fixed length, decoded without branches.
+
+A weight is a sign-and-mantissa byte and a digit that says which of `width` neighbouring
+exponents it has, counted from its row's base (the window that covers most of the row). A
+weight outside the window is an *escape*: its bf16 bits stand on its unit's escape list. Bits
+are laid out as `window_layout` says.
+
+Arrays, for C compressed and V verbatim tiles (C + V = T), tiles of R x Q units:
+
+    words     uint32[C, R, Q, WORDS[width], 128]
+    escapes   uint32[C, R, Q, capacity]   bf16 bits << 16 | 1 << 15 | row << 7 | column
+                                          (row < 64, column < 128); unused entries are 0
+    base      uint8[tile rows of the grid, rows of a tile]   exponent of digit 0
+    slot      int32[T]    s >= 0: compressed tile s; s < 0: verbatim tile -(s + 1)
+    verbatim  bf16[V, rows, columns]      tiles whose escapes would outgrow bf16
+
+A matrix that this would expand (few rows, random exponents) is stored as the single array
+`dense` bf16[OUT, K].
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from codecjax.codecs import window_layout
+from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, TiledMatrix, page_bytes, units_per_tile
+
+VERSION = 1
+OPTIONS = {"width": 11}
+CHOICES = {"width": tuple(window_layout.WORDS)}
+
+VALID = 1 << 15
+ROW_SHIFT = 7
+VALUE_SHIFT = 16
+# Matrices of one shape differ a little in their longest list; rounding capacities up lets
+# them share compiled kernels.
+CAPACITY_STEP = 8
+
+
+def _exponent(bits: jax.Array) -> jax.Array:
+    return (bits >> 7) & 0xFF
+
+
+def _blocks(w: jax.Array, tile: tuple[int, int]) -> jax.Array:
+    """bf16[OUT, K] -> int32 bit patterns [grid rows, rows, padded K], padded with -1."""
+    out, k = w.shape
+    rows, columns = tile
+    bits = jax.lax.bitcast_convert_type(w, jnp.uint16).astype(jnp.int32)
+    padded = jnp.pad(bits, ((0, -out % rows), (0, -k % columns)), constant_values=-1)
+    return padded.reshape(-1, rows, padded.shape[1])
+
+
+def _digits(bits: jax.Array, base: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+    """Digits of int32[rows, columns] and which weights escape; padding has digit 0."""
+    digit = _exponent(bits) - base[:, None]
+    padding = bits < 0
+    escaped = ((digit < 0) | (digit >= width)) & ~padding
+    return jnp.where(escaped | padding, 0, digit), escaped
+
+
+def _row_bases(bits: jax.Array, width: int) -> jax.Array:
+    """int32[rows]: first exponent of the window that covers most of each row."""
+
+    def histogram(row: jax.Array) -> jax.Array:
+        bins = jnp.where(row < 0, 256, _exponent(row))
+        return jnp.zeros(257, jnp.int32).at[bins].add(1)[:256]
+
+    total = jnp.cumsum(jax.vmap(histogram)(bits), axis=1)
+    total = jnp.pad(total, ((0, 0), (1, 0)))
+    return jnp.argmax(total[:, width:] - total[:, :-width], axis=1).astype(jnp.int32)
+
+
+def _in_units(block: jax.Array) -> jax.Array:
+    """[rows, padded K] -> [units down, units across, 64 * 128]."""
+    down, across = block.shape[0] // UNIT_ROWS, block.shape[1] // UNIT_COLUMNS
+    split = block.reshape(down, UNIT_ROWS, across, UNIT_COLUMNS)
+    return split.transpose(0, 2, 1, 3).reshape(down, across, UNIT_ROWS * UNIT_COLUMNS)
+
+
+@functools.partial(jax.jit, static_argnames=("tile", "width"))
+def _survey(w: jax.Array, tile: tuple[int, int], width: int) -> tuple[jax.Array, jax.Array]:
+    """Row bases uint8[grid rows, rows] and the longest escape list of each tile int32[T]."""
+
+    def tile_row(bits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        base = _row_bases(bits, width)
+        _, escaped = _digits(bits, base, width)
+        counts = jnp.sum(_in_units(escaped), axis=-1)
+        across = tile[1] // UNIT_COLUMNS
+        longest = counts.reshape(counts.shape[0], -1, across).max(axis=(0, 2))
+        return base.astype(jnp.uint8), longest
+
+    base, longest = jax.lax.map(tile_row, _blocks(w, tile))
+    return base, longest.reshape(-1)
+
+
+def _compact(bits: jax.Array, escaped: jax.Array, capacity: int) -> jax.Array:
+    """Escape lists uint32[units down, units across, capacity] of int32[rows, padded K]."""
+    units_bits, units_escaped = _in_units(bits), _in_units(escaped)
+    position = jnp.arange(UNIT_ROWS * UNIT_COLUMNS, dtype=jnp.uint32)
+    entry = (units_bits.astype(jnp.uint32) << VALUE_SHIFT) | jnp.uint32(VALID) | position
+    rank = jnp.cumsum(units_escaped, axis=-1) - 1
+    rank = jnp.where(units_escaped, rank, capacity)
+
+    def scatter(rank: jax.Array, entry: jax.Array) -> jax.Array:
+        return jnp.zeros(capacity, jnp.uint32).at[rank].set(entry, mode="drop")
+
+    return jax.vmap(jax.vmap(scatter))(rank, entry)
+
+
+@functools.partial(jax.jit, static_argnames=("tile", "width", "capacity"))
+def _pack(
+    w: jax.Array, base: jax.Array, tile: tuple[int, int], width: int, capacity: int
+) -> tuple[jax.Array, jax.Array]:
+    """Words and escape lists of every tile, [T, R, Q, ...]."""
+    down, across = tile[0] // UNIT_ROWS, tile[1] // UNIT_COLUMNS
+
+    def tile_row(block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        bits, row_base = block
+        digits, escaped = _digits(bits, row_base.astype(jnp.int32), width)
+        sign_mantissa = jnp.where(bits < 0, 0, ((bits >> 8) & 0x80) | (bits & 0x7F))
+        words = window_layout.pack(
+            window_layout.fragment_order(sign_mantissa.astype(jnp.uint32)),
+            window_layout.fragment_order(digits.astype(jnp.uint32)),
+            width,
+        )
+        return words, _compact(bits, escaped, capacity)
+
+    words, escapes = jax.lax.map(tile_row, (_blocks(w, tile), base))
+
+    def by_tile(units: jax.Array) -> jax.Array:
+        grid_rows, _, units_across = units.shape[:3]
+        tiles_across = units_across // across
+        split = units.reshape(grid_rows, down, tiles_across, across, *units.shape[3:])
+        return jnp.swapaxes(split, 1, 2).reshape(-1, down, across, *units.shape[3:])
+
+    return by_tile(words), by_tile(escapes)
+
+
+def _tile_bytes(capacity: int, tile: tuple[int, int], width: int) -> int:
+    return units_per_tile(tile) * 4 * (window_layout.WORDS[width] * window_layout.LANES + capacity)
+
+
+def _choose_capacity(longest: np.ndarray, tile: tuple[int, int], width: int) -> tuple[int, int]:
+    """Escape capacity with the fewest bytes in all, and those bytes.
+
+    Tiles whose longest list exceeds the capacity are stored verbatim.
+    """
+    steps = -(-longest // CAPACITY_STEP) * CAPACITY_STEP
+    best = (0, math.inf)
+    for capacity in np.unique(np.maximum(steps, CAPACITY_STEP)):
+        compressed = int(np.sum(longest <= capacity))
+        total = compressed * _tile_bytes(int(capacity), tile, width)
+        total += (longest.size - compressed) * page_bytes(tile)
+        if total < best[1]:
+            best = (int(capacity), total)
+    return int(best[0]), int(best[1])
+
+
+def encode(w: jax.Array, tile: tuple[int, int], width: int) -> TiledMatrix:
+    """Encodes bf16[OUT, K]; every bit pattern survives."""
+    shape = (w.shape[0], w.shape[1])
+    options = (("width", width),)
+    base, longest_device = _survey(w, tile, width)
+    longest = np.asarray(longest_device)
+    capacity, total = _choose_capacity(longest, tile, width)
+    compressed = longest <= capacity
+    if total + base.size >= 2 * w.size or not compressed.any():
+        return TiledMatrix({"dense": w}, "window", VERSION, shape, tile, options)
+    words, escapes = _pack(w, base, tile, width, capacity)
+    slot = np.where(compressed, np.cumsum(compressed) - 1, -np.cumsum(~compressed))
+    verbatim = jnp.zeros((0, *tile), jnp.bfloat16)
+    if not compressed.all():
+        keep, spill = np.flatnonzero(compressed), np.flatnonzero(~compressed)
+        words, escapes = words[keep], escapes[keep]
+        verbatim = _verbatim_tiles(w, jnp.asarray(spill), tile)
+    arrays = {
+        "words": words,
+        "escapes": escapes,
+        "base": base,
+        "slot": jnp.asarray(slot, jnp.int32),
+        "verbatim": verbatim,
+    }
+    return TiledMatrix(arrays, "window", VERSION, shape, tile, options)
+
+
+@functools.partial(jax.jit, static_argnames=("tile",))
+def _verbatim_tiles(w: jax.Array, indices: jax.Array, tile: tuple[int, int]) -> jax.Array:
+    """bf16[V, rows, columns]: the tiles numbered by int32[V], edges padded with zeros."""
+    rows, columns = tile
+    padded = jnp.pad(w, ((0, -w.shape[0] % rows), (0, -w.shape[1] % columns)))
+    across = padded.shape[1] // columns
+
+    def cut(index: jax.Array) -> jax.Array:
+        start = (index // across * rows, index % across * columns)
+        return jax.lax.dynamic_slice(padded, start, tile)
+
+    return jax.lax.map(cut, indices)
+
+
+def _patch(block: jax.Array, escapes: jax.Array) -> jax.Array:
+    """Writes escape lists [R, Q, capacity] into bit patterns uint16[rows, columns]."""
+    rows, columns = block.shape
+    unit_row = jnp.arange(escapes.shape[0], dtype=jnp.uint32)[:, None, None] * UNIT_ROWS
+    unit_column = jnp.arange(escapes.shape[1], dtype=jnp.uint32)[None, :, None] * UNIT_COLUMNS
+    row = unit_row + ((escapes >> ROW_SHIFT) & (UNIT_ROWS - 1))
+    column = unit_column + (escapes & (UNIT_COLUMNS - 1))
+    valid = (escapes & VALID) != 0
+    target = jnp.where(valid, row * columns + column, rows * columns)
+    value = (escapes >> VALUE_SHIFT).astype(jnp.uint16)
+    flat = block.reshape(-1).at[target.reshape(-1)].set(value.reshape(-1), mode="drop")
+    return flat.reshape(rows, columns)
+
+
+def decode_compressed(
+    words: jax.Array, escapes: jax.Array, base: jax.Array, width: int
+) -> jax.Array:
+    """Decodes one compressed tile: the definition of the format.
+
+    Args:
+      words: uint32[R, Q, WORDS[width], 128].
+      escapes: uint32[R, Q, capacity].
+      base: uint8[rows].
+      width: 8, 11 or 16.
+
+    Returns:
+      bf16[rows, columns].
+    """
+    shifted = base.astype(jnp.uint32).reshape(-1, 1, 4, 2, 8) * jnp.uint32(1 << 7 | 1 << 23)
+    lanes = jnp.repeat(shifted, 4, axis=-1)
+    bias = [lanes[:, :, :, half].reshape(-1, 1, window_layout.LANES) for half in range(2)]
+    pairs = window_layout.unpack([words[:, :, i] for i in range(words.shape[2])], bias, width)
+    both = jax.lax.bitcast_convert_type(jnp.stack(pairs, axis=2), jnp.uint16)
+    block = _patch(window_layout.row_order(both), escapes)
+    return jax.lax.bitcast_convert_type(block, jnp.bfloat16)
+
+
+def decode_tile(t: TiledMatrix, index: jax.Array) -> jax.Array:
+    """Decodes (or reads, where verbatim) tile `index` (int32 scalar): bf16[rows, columns]."""
+    arrays = t.arrays
+    slot = arrays["slot"][index]
+
+    def compressed() -> jax.Array:
+        base = arrays["base"][index // t.grid[1]]
+        words, escapes = arrays["words"][slot], arrays["escapes"][slot]
+        return decode_compressed(words, escapes, base, t.options_dict["width"])
+
+    if not arrays["verbatim"].shape[0]:
+        return compressed()
+    return jax.lax.cond(slot >= 0, compressed, lambda: arrays["verbatim"][-(slot + 1)])
+
+
+def needs_decode(t: TiledMatrix) -> jax.Array:
+    """bool[T]: False for verbatim tiles."""
+    return jnp.zeros(t.tiles, bool) if t.is_dense else t.arrays["slot"] >= 0

@@ -1,0 +1,228 @@
+"""Bit layout of one `window` unit: 64 x 128 weights in 22, 23 or 24 words a lane.
+
+A unit is held by 128 lanes as GPU matrix instructions want it. *Register* j = 2*kt + half
+(0..31) of lane l holds, as low and high half of a 32-bit word, the two weights
+
+    row    16*(l // 32) + 8*half + (l % 32) // 4
+    column 8*kt + 2*(l % 4) and the next one.
+
+A weight is its sign-and-mantissa byte and a digit 0..width-1; its exponent is the row's base
+plus the digit. `words` of a lane:
+
+    width 11   0..15  sign-mantissa bytes: registers 2q (low bytes) and 2q+1 (high bytes)
+               16..22 base-11 fractions: f = ceil(128 * (11*d_even + d_odd) / 121) holds the
+                      digits of two neighbouring registers in 7 bits; f_2k at bits 0..6 and
+                      f_2k+1 at bits 9..15 of each half; bits 7..8 hold f_14 and f_15
+    width 8    0..15  as above
+               16..21 3-bit digits, five to a 16-bit half; every sixteenth register's digit
+                      lies in the spare top bits of three words
+    width 16   0..23  registers (of each sixteen, the first twelve) with the digit in the low
+                      exponent bits; the four spare exponent bits of three words hold one of
+                      the remaining four registers
+
+The same unpacking runs as reference and inside the kernels, on any arrays of uint32; kernels
+replace the two byte operations by single instructions.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+REGISTERS = 32
+LANES = 128
+WORDS = {8: 22, 11: 23, 16: 24}
+
+
+def _u32(value: int) -> jax.Array:
+    return jnp.uint32(value)
+
+
+def spread_bytes(word: jax.Array, high: bool) -> jax.Array:
+    """Copies two of a word's four bytes into both bytes of each half (PRMT 0x1100 or 0x3322)."""
+    word = (word >> _u32(16)) if high else word
+    low_byte, high_byte = word & _u32(0xFF), (word >> _u32(8)) & _u32(0xFF)
+    return low_byte * _u32(0x101) | (high_byte * _u32(0x101) << _u32(16))
+
+
+def merge_exponent(bytes_: jax.Array, exponents: jax.Array) -> jax.Array:
+    """Sign and mantissa bits of `bytes_`, exponent bits of `exponents`, for both halves."""
+    return (bytes_ & _u32(0x807F807F)) | (exponents & _u32(0x7F807F80))
+
+
+def _shift(word: jax.Array, left: int) -> jax.Array:
+    if left == 0:
+        return word
+    return word << _u32(left) if left > 0 else word >> _u32(-left)
+
+
+def fragment_order(block: jax.Array) -> jax.Array:
+    """[rows, columns] -> [rows // 64, columns // 128, 32 registers, 128 lanes, 2]."""
+    rows, columns = block.shape
+    split = block.reshape(rows // 64, 4, 2, 8, columns // 128, 16, 4, 2)
+    ordered = split.transpose(0, 4, 5, 2, 1, 3, 6, 7)
+    return ordered.reshape(rows // 64, columns // 128, REGISTERS, LANES, 2)
+
+
+def row_order(fragments: jax.Array) -> jax.Array:
+    """Inverse of `fragment_order`."""
+    row_blocks, column_units = fragments.shape[:2]
+    split = fragments.reshape(row_blocks, column_units, 16, 2, 4, 8, 4, 2)
+    ordered = split.transpose(0, 4, 3, 5, 1, 2, 6, 7)
+    return ordered.reshape(row_blocks * 64, column_units * 128)
+
+
+def _halves(values: jax.Array) -> jax.Array:
+    """[..., 2] 16-bit values -> one word each, first value low."""
+    return values[..., 0] | (values[..., 1] << _u32(16))
+
+
+def _pack_bytes(sign_mantissa: jax.Array) -> list[jax.Array]:
+    words = []
+    for q in range(REGISTERS // 2):
+        low, high = sign_mantissa[..., 2 * q, :, :], sign_mantissa[..., 2 * q + 1, :, :]
+        words.append(
+            low[..., 0]
+            | (low[..., 1] << _u32(8))
+            | (high[..., 0] << _u32(16))
+            | (high[..., 1] << _u32(24))
+        )
+    return words
+
+
+def _pack_3_bits(digits: jax.Array) -> list[jax.Array]:
+    words = []
+    for first in range(0, REGISTERS, 16):
+        code = [_halves(digits[..., first + j, :, :]) for j in range(16)]
+        for k in range(3):
+            word = ((code[15] >> _u32(k)) & _u32(0x00010001)) << _u32(15)
+            for j in range(5):
+                word = word | (code[5 * k + j] << _u32(3 * j))
+            words.append(word)
+    return words
+
+
+def _pack_base_11(digits: jax.Array) -> list[jax.Array]:
+    number = digits[..., 0::2, :, :] * _u32(11) + digits[..., 1::2, :, :]
+    fraction = (number * _u32(128) + _u32(120)) // _u32(121)
+    f = [_halves(fraction[..., i, :, :]) for i in range(16)]
+    words = [f[2 * k] | (f[2 * k + 1] << _u32(9)) for k in range(7)]
+    for extra, first in ((14, 0), (15, 4)):
+        for k in range(3):
+            words[first + k] |= ((f[extra] >> _u32(2 * k)) & _u32(0x00030003)) << _u32(7)
+    words[3] |= ((f[14] >> _u32(6)) & _u32(0x00010001)) << _u32(7)
+    words[3] |= ((f[15] >> _u32(6)) & _u32(0x00010001)) << _u32(8)
+    return words
+
+
+def _pack_in_place(sign_mantissa: jax.Array, digits: jax.Array) -> list[jax.Array]:
+    sign, mantissa = sign_mantissa & _u32(0x80), sign_mantissa & _u32(0x7F)
+    full = _halves((sign << _u32(8)) | (digits << _u32(7)) | mantissa)
+    words = []
+    for first in range(0, REGISTERS, 16):
+        group = [full[..., first + j, :] for j in range(16)]
+        for k in range(4):
+            spread = group[12 + k]
+            words.append(group[3 * k] | ((spread & _u32(0x000F000F)) << _u32(11)))
+            words.append(group[3 * k + 1] | ((spread & _u32(0x00F000F0)) << _u32(7)))
+            words.append(
+                group[3 * k + 2]
+                | ((spread & _u32(0x07000700)) << _u32(3))
+                | ((spread & _u32(0x80008000)) >> _u32(1))
+            )
+    return words
+
+
+def pack(sign_mantissa: jax.Array, digits: jax.Array, width: int) -> jax.Array:
+    """Packs fragments into words.
+
+    Args:
+      sign_mantissa: uint32[..., 32, 128, 2], values 0..255.
+      digits: uint32[..., 32, 128, 2], values 0..width-1.
+      width: 8, 11 or 16.
+
+    Returns:
+      uint32[..., WORDS[width], 128].
+    """
+    if width == 16:
+        words = _pack_in_place(sign_mantissa, digits)
+    else:
+        pack_digits = _pack_3_bits if width == 8 else _pack_base_11
+        words = _pack_bytes(sign_mantissa) + pack_digits(digits)
+    return jnp.stack(words, axis=-2)
+
+
+def _exponents_3_bits(words: Sequence[jax.Array], bias: Sequence[jax.Array]) -> list[jax.Array]:
+    exponents = []
+    for register in range(REGISTERS):
+        group, j = divmod(register, 16)
+        w = words[16 + 3 * group : 19 + 3 * group]
+        if j < 15:
+            digit = _shift(w[j // 5], 7 - 3 * (j % 5)) & _u32(0x03800380)
+        else:
+            digit = (w[0] >> _u32(8)) & _u32(0x00800080)
+            digit |= (w[1] >> _u32(7)) & _u32(0x01000100)
+            digit |= (w[2] >> _u32(6)) & _u32(0x02000200)
+        exponents.append(digit + bias[register % 2])
+    return exponents
+
+
+def _exponents_base_11(words: Sequence[jax.Array], bias: Sequence[jax.Array]) -> list[jax.Array]:
+    c = words[16:23]
+    seven, two = _u32(0x007F007F), _u32(0x00030003)
+    fractions = []
+    for word in c:
+        fractions += [word & seven, (word >> _u32(9)) & seven]
+    for first, top in ((0, 1), (4, 2)):
+        fraction = (c[first] >> _u32(7)) & two
+        fraction |= (c[first + 1] >> _u32(5)) & _u32(0x000C000C)
+        fraction |= (c[first + 2] >> _u32(3)) & _u32(0x00300030)
+        fraction |= (c[3] >> _u32(top)) & _u32(0x00400040)
+        fractions.append(fraction)
+    exponents = []
+    for fraction in fractions:
+        even = fraction * _u32(11) + bias[0]
+        # The low 7 bits of each half are what 11 * f left over: the next digit's fraction.
+        odd = (even & seven) * _u32(11) + bias[1]
+        exponents += [even, odd]
+    return exponents
+
+
+def _unpack_in_place(words: Sequence[jax.Array], bias: Sequence[jax.Array]) -> list[jax.Array]:
+    registers = []
+    for first in range(0, 24, 12):
+        w = words[first : first + 12]
+        group = [word & _u32(0x87FF87FF) for word in w]
+        for k in range(4):
+            a, b, c = w[3 * k : 3 * k + 3]
+            spread = ((a >> _u32(11)) & _u32(0x000F000F)) | ((b >> _u32(7)) & _u32(0x00F000F0))
+            spread |= ((c >> _u32(3)) & _u32(0x07000700)) | ((c << _u32(1)) & _u32(0x80008000))
+            group.append(spread)
+        registers += group
+    return [register + bias[j % 2] for j, register in enumerate(registers)]
+
+
+def unpack(
+    words: Sequence[jax.Array],
+    bias: Sequence[jax.Array],
+    width: int,
+    spread: Callable[[jax.Array, bool], jax.Array] = spread_bytes,
+    merge: Callable[[jax.Array, jax.Array], jax.Array] = merge_exponent,
+) -> list[jax.Array]:
+    """Decodes a lane's words into its 32 registers of two bf16 each.
+
+    Args:
+      words: WORDS[width] arrays uint32[..., 128].
+      bias: two arrays uint32[..., 128]: the row bases of the lane's even and odd registers
+        (rows l//4 and l//4 + 8 of the warp), as `base << 7 | base << 23`.
+      width: 8, 11 or 16.
+      spread: `spread_bytes` or a kernel's instruction for it.
+      merge: `merge_exponent` or a kernel's instruction for it.
+
+    Returns:
+      32 arrays uint32[..., 128].
+    """
+    if width == 16:
+        return _unpack_in_place(words, bias)
+    exponents = (_exponents_3_bits if width == 8 else _exponents_base_11)(words, bias)
+    return [merge(spread(words[j // 2], bool(j % 2)), exponents[j]) for j in range(REGISTERS)]

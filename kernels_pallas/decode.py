@@ -1,0 +1,39 @@
+"""Op: decode a tiled matrix to dense bf16, reading and filling pages on the way."""
+
+import jax
+import jax.numpy as jnp
+
+from codecjax.tiles import Residency, TiledMatrix
+from kernels_pallas import decode_mosaic_gpu, reference_xla
+from kernels_pallas.arguments import check_residency
+from kernels_pallas.implementations import XLA, resolve
+
+
+def decode(
+    t: TiledMatrix,
+    residency: Residency | None = None,
+    first_tile: int | jax.Array = 0,
+    *,
+    implementation: str | None = None,
+) -> tuple[jax.Array, Residency | None]:
+    """Decodes a matrix.
+
+    Args:
+      t: the matrix, [OUT, K].
+      residency: where its tiles may be read or stored; None decodes every tile.
+      first_tile: number of the matrix's first tile in `residency` (int32 scalar).
+      implementation: "xla", "mosaic_gpu", or None for the fastest that can run here.
+
+    Returns:
+      bf16[OUT, K] and the residency with pages filled as its page table says and the decoded
+      units marked.
+
+    Raises:
+      UserError: the implementation cannot run here, or pages and tiles differ in shape.
+    """
+    implementation = resolve(implementation)
+    check_residency(t, residency)
+    first = jnp.asarray(first_tile, jnp.int32)
+    if implementation == XLA:
+        return reference_xla.decode(t, residency, first)
+    return decode_mosaic_gpu.decode(t, residency, first)

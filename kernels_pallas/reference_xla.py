@@ -1,0 +1,71 @@
+"""Reference of both ops in plain JAX: tile by tile, decoding only what is not resident."""
+
+import jax
+import jax.numpy as jnp
+
+from codecjax.codecs import codec_module
+from codecjax.tiles import DECODE, Residency, TiledMatrix, units_per_tile
+
+
+def _untile(blocks: jax.Array, t: TiledMatrix) -> jax.Array:
+    """bf16[T, rows, columns] -> bf16[OUT, K]."""
+    (down, across), (rows, columns) = t.grid, t.tile
+    split = blocks.reshape(down, across, rows, columns).swapaxes(1, 2)
+    return split.reshape(down * rows, across * columns)[: t.shape[0], : t.shape[1]]
+
+
+def decode(
+    t: TiledMatrix, residency: Residency | None, first_tile: jax.Array
+) -> tuple[jax.Array, Residency | None]:
+    """bf16[OUT, K], reading resident tiles from their pages and filling pages as told."""
+    if t.is_dense:
+        return t.arrays["dense"], residency
+    module = codec_module(t.codec)
+    indices = jnp.arange(t.tiles)
+    if residency is None:
+        blocks = jax.lax.map(lambda index: module.decode_tile(t, index), indices)
+        return _untile(blocks, t), None
+    pages, table = residency.pages, residency.page_table
+    entries = jax.lax.dynamic_slice(table, (first_tile,), (t.tiles,))
+    costs_decode = module.needs_decode(t)
+
+    def visit(
+        pages: jax.Array | None, visited: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array | None, tuple[jax.Array, jax.Array]]:
+        index, entry, costs = visited
+        if pages is None:
+            return None, (module.decode_tile(t, index), costs)
+        resident = entry >= 0
+        block = jax.lax.cond(resident, lambda: pages[entry], lambda: module.decode_tile(t, index))
+        page = jnp.where(entry < DECODE, -entry - 2, 0)
+        # Writing every time, most times what was there, keeps the pool updated in place.
+        pages = pages.at[page].set(jnp.where(entry < DECODE, block, pages[page]))
+        return pages, (block, costs & ~resident)
+
+    pages, (blocks, decoded) = jax.lax.scan(visit, pages, (indices, entries, costs_decode))
+    units = jnp.broadcast_to(decoded[:, None], (t.tiles, units_per_tile(t.tile)))
+    record = jax.lax.dynamic_update_slice(
+        residency.decoded, units.astype(jnp.int32), (first_tile, jnp.int32(0))
+    )
+    return _untile(blocks, t), Residency(pages, table, record)
+
+
+def multiply(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x[N, K] @ w[OUT, K].T in float32, the products of x's own precision."""
+    # The barrier gives decoded and stored weights the same dot, so the same bits.
+    w = jax.lax.optimization_barrier(w)
+    return jax.lax.dot_general(
+        x,
+        w.astype(x.dtype),
+        (((1,), (1,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def matmul(
+    x: jax.Array, t: TiledMatrix, residency: Residency | None, first_tile: jax.Array
+) -> tuple[jax.Array, Residency | None]:
+    """float32[N, OUT] = x[N, K] @ decode(t).T."""
+    w, residency = decode(t, residency, first_tile)
+    return multiply(x, w), residency
