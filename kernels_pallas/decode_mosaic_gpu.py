@@ -1,11 +1,95 @@
-"""Dense decode as a Mosaic GPU kernel."""
+"""Dense decode as a Mosaic GPU kernel: units are decoded and copied to their place."""
+
+import dataclasses
+import functools
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from codecjax.tiles import Residency, TiledMatrix
+from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
+from kernels_pallas.lanes import Lanes
+from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
+from kernels_pallas.unit_stream import UnitStream
 
 
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """How the work is cut.
+
+    Attributes:
+      steps: most units each CTA decodes.
+      stages: units in flight in each CTA.
+    """
+
+    steps: int = 8
+    stages: int = 3
+
+
+@functools.partial(jax.jit, static_argnames=("config", "interpret"))
 def decode(
-    t: TiledMatrix, residency: Residency | None, first_tile: jax.Array
+    t: TiledMatrix,
+    residency: Residency | None,
+    first_tile: jax.Array,
+    *,
+    config: DecodeConfig = DecodeConfig(),
+    interpret: bool = False,
 ) -> tuple[jax.Array, Residency | None]:
-    raise AssertionError
+    """bf16[OUT, K], reading resident tiles from their pages and filling pages as told."""
+    if t.is_dense:
+        return t.arrays["dense"], residency
+    stream = UnitStream.of(t, residency, 1, Lanes(interpret))
+    across = stream.units_across
+    steps = max(d for d in range(1, min(config.steps, across) + 1) if across % d == 0)
+    stream = dataclasses.replace(stream, stages=min(config.stages, steps))
+    operands = stream.operands(t, residency, first_tile)
+    names = tuple(operands)
+
+    def body(*refs: Any, barriers: Any, **scratch: Any) -> None:
+        bound = dict(zip((*names, "out"), refs, strict=True)) | scratch
+        row, part = jax.lax.axis_index("row"), jax.lax.axis_index("part")
+        walk = stream.walk(bound, row, part * steps)
+        for stage in range(stream.stages):
+            walk.fetch(jnp.int32(stage), stage, barriers.at[stage])
+
+        def copy_out(step: jax.Array, escapes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            stage = jax.lax.rem(step, stream.stages)
+            plgpu.barrier_wait(barriers.at[stage])
+            next_escapes = walk.load_escapes(jnp.minimum(step + 1, steps - 1))
+            walk.materialize(step, stage, escapes)
+            rows = pl.ds(row * UNIT_ROWS, UNIT_ROWS)
+            columns = pl.ds((part * steps + step) * UNIT_COLUMNS, UNIT_COLUMNS)
+            plgpu.copy_smem_to_gmem(bound["units"].at[stage], bound["out"].at[rows, columns])
+
+            # The previous step's buffer is refilled once its copy out has been read.
+            previous = step - 1
+
+            @pl.when((step > 0) & (previous + stream.stages < steps))
+            def _() -> None:
+                plgpu.wait_smem_to_gmem(1, wait_read_only=True)
+                walk.fetch(
+                    previous + stream.stages,
+                    jax.lax.rem(previous, stream.stages),
+                    barriers.at[jax.lax.rem(previous, stream.stages)],
+                )
+
+            return next_escapes
+
+        jax.lax.fori_loop(0, steps, copy_out, walk.load_escapes(jnp.int32(0)))
+        plgpu.wait_smem_to_gmem(0)
+
+    shape = (stream.units_down * UNIT_ROWS, across * UNIT_COLUMNS)
+    kernel = plgpu.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct(shape, jnp.bfloat16),
+        grid=(stream.units_down, across // steps),
+        grid_names=("row", "part"),
+        scratch_types=stream.scratch()
+        | {"barriers": plgpu.Barrier(num_arrivals=1, num_barriers=stream.stages)},
+        compiler_params=LANE_SEMANTICS,
+        interpret=interpreter(interpret),
+    )
+    w = kernel(*operands.values())[: t.shape[0], : t.shape[1]]
+    return w, stream.residency(residency, operands)

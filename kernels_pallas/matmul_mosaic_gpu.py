@@ -1,14 +1,127 @@
-"""Fused matmul as a Mosaic GPU kernel."""
+"""Fused matmul as a Mosaic GPU kernel: units are decoded on their way to the matrix unit.
+
+Each CTA multiplies one row of units by a slice of K; the slices' sums are added afterwards in
+a fixed order. x is at most 64 rows, padded to a width that wgmma has.
+"""
+
+import dataclasses
+import functools
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from codecjax.tiles import Residency, TiledMatrix
-
+from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
+from kernels_pallas.lanes import SWIZZLE_TRANSFORMS, Lanes
+from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
+from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream
 
 MAX_ROWS = 64
+ROW_STEPS = (8, 16, 32, 64)
 
 
+@dataclasses.dataclass(frozen=True)
+class MatmulConfig:
+    """How the work is cut.
+
+    Attributes:
+      splits: slices of K, each a CTA; divides the units across.
+      stages: units in flight in each CTA.
+    """
+
+    splits: int
+    stages: int
+
+
+def choose_config(units_down: int, units_across: int) -> MatmulConfig:
+    """A split that gives every SM several CTAs, with at least two units each where it can."""
+    wanted = -(-8 * 132 // units_down)
+    divisors = [d for d in range(1, units_across + 1) if units_across % d == 0]
+    fitting = [d for d in divisors if units_across // d <= 2 * MAX_TILES_ACROSS]
+    splits = next((d for d in fitting if d >= wanted), fitting[-1])
+    while splits > fitting[0] and units_across // splits < 2:
+        splits = max(d for d in fitting if d < splits)
+    return MatmulConfig(splits, stages=3)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "interpret"))
 def matmul(
-    x: jax.Array, t: TiledMatrix, residency: Residency | None, first_tile: jax.Array
+    x: jax.Array,
+    t: TiledMatrix,
+    residency: Residency | None,
+    first_tile: jax.Array,
+    *,
+    config: MatmulConfig | None = None,
+    interpret: bool = False,
 ) -> tuple[jax.Array, Residency | None]:
-    raise AssertionError
+    """float32[N, OUT] = bf16 x[N, K] times the decoded matrix, N <= 64."""
+    rows = next(step for step in ROW_STEPS if step >= x.shape[0])
+    stream = UnitStream.of(t, residency, 1, Lanes(interpret))
+    config = config or choose_config(stream.units_down, stream.units_across)
+    steps = stream.units_across // config.splits
+    stream = dataclasses.replace(stream, stages=min(config.stages, steps))
+    operands = stream.operands(t, residency, first_tile)
+    names = tuple(operands)
+    padding = stream.units_across * UNIT_COLUMNS - x.shape[1]
+    x_padded = jnp.pad(x, ((0, rows - x.shape[0]), (0, padding)))
+
+    def body(*refs: Any, barriers: Any, x_buffer: Any, **scratch: Any) -> None:
+        bound = dict(zip((*names, "x", "out"), refs, strict=True)) | scratch
+        row, split = jax.lax.axis_index("row"), jax.lax.axis_index("split")
+        first_unit = split * steps
+        walk = stream.walk(bound, row, first_unit)
+
+        def fetch(step: Any, stage: Any) -> None:
+            columns = pl.ds((first_unit + step) * UNIT_COLUMNS, UNIT_COLUMNS)
+            barrier = barriers.at[stage]
+            plgpu.copy_gmem_to_smem(bound["x"].at[:, columns], x_buffer.at[stage], barrier)
+            walk.fetch(step, stage, barrier)
+
+        for stage in range(stream.stages):
+            fetch(jnp.int32(stage), stage)
+
+        def accumulate(sums: Any) -> jax.Array:
+            def multiply(step: jax.Array, escapes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+                stage = jax.lax.rem(step, stream.stages)
+                plgpu.barrier_wait(barriers.at[stage])
+                next_escapes = walk.load_escapes(jnp.minimum(step + 1, steps - 1))
+                walk.materialize(step, stage, escapes)
+                x_unit = x_buffer.at[stage].transpose((1, 0))
+                plgpu.wgmma(sums, bound["units"].at[stage], x_unit)
+                plgpu.wgmma_wait(0)
+
+                @pl.when(step + stream.stages < steps)
+                def _() -> None:
+                    # Every warp must have read the buffers before they are written again.
+                    plgpu.commit_smem()
+                    fetch(step + stream.stages, stage)
+
+                return next_escapes
+
+            jax.lax.fori_loop(0, steps, multiply, walk.load_escapes(jnp.int32(0)))
+            return sums[...]
+
+        sums = pl.run_scoped(accumulate, plgpu.ACC((UNIT_ROWS, rows), jnp.float32))
+        bound["out"][split, pl.ds(row * UNIT_ROWS, UNIT_ROWS), :] = sums
+
+    scratch = stream.scratch() | {
+        "x_buffer": plgpu.SMEM(
+            (stream.stages, rows, UNIT_COLUMNS), jnp.bfloat16, transforms=SWIZZLE_TRANSFORMS
+        ),
+        "barriers": plgpu.Barrier(num_arrivals=2, num_barriers=stream.stages),
+    }
+    out_rows = stream.units_down * UNIT_ROWS
+    kernel = plgpu.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct((config.splits, out_rows, rows), jnp.float32),
+        grid=(stream.units_down, config.splits),
+        grid_names=("row", "split"),
+        scratch_types=scratch,
+        compiler_params=LANE_SEMANTICS,
+        interpret=interpreter(interpret),
+    )
+    partial_sums = kernel(*operands.values(), x_padded)
+    y = partial_sums.sum(axis=0)[: t.shape[0], : x.shape[0]].T
+    return y, stream.residency(residency, operands)
