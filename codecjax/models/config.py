@@ -133,11 +133,14 @@ class LlamaConfig:
                     "high_freq_factor": self.rope_scaling.high_frequency_factor,
                     "original_max_position_embeddings": self.rope_scaling.original_context,
                 }
+        eos: int | list[int] | None = list(self.eos_ids) or None
+        if len(self.eos_ids) == 1:
+            eos = self.eos_ids[0]
         return {
             "architectures": [ARCHITECTURE],
             "attention_bias": False,
             "bos_token_id": self.bos_id,
-            "eos_token_id": self.eos_ids[0] if len(self.eos_ids) == 1 else list(self.eos_ids),
+            "eos_token_id": eos,
             "head_dim": self.head_dim,
             "hidden_act": "silu",
             "hidden_size": self.hidden_size,
