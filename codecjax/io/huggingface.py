@@ -107,6 +107,8 @@ def write_folder(
         (writing / CONFIG).write_text(json.dumps(config.to_huggingface(), indent=2) + "\n")
         # transformers wants to know which framework's tensors these are.
         safetensors.numpy.save_file(arrays, writing / WEIGHTS, metadata={"format": "pt"})
+        # The library makes it readable by its owner only.
+        (writing / WEIGHTS).chmod((writing / CONFIG).stat().st_mode)
         if tokenizer is not None:
             tokenizer.save(str(writing / TOKENIZER))
         lines = [f"{_sha256(each)}  {each.name}\n" for each in sorted(writing.iterdir())]
