@@ -53,12 +53,18 @@ def decode(
         walk = stream.walk(bound, row, part * steps)
         for stage in range(stream.stages):
             walk.fetch(jnp.int32(stage), stage, barriers.at[stage])
+        walk.deliver(jnp.int32(0), walk.load_escapes(jnp.int32(0)))
+        plgpu.commit_smem()
 
         def copy_out(step: jax.Array, escapes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             stage = jax.lax.rem(step, stream.stages)
+            walk.deliver(step + 1, escapes)
             plgpu.barrier_wait(barriers.at[stage])
-            next_escapes = walk.load_escapes(jnp.minimum(step + 1, steps - 1))
-            walk.materialize(step, stage, escapes)
+            escapes = walk.load_escapes(jnp.minimum(step + 2, steps - 1))
+            walk.stage_decoded(step, stage)
+            walk.record(step)
+            # The next step's escapes are delivered.
+            plgpu.commit_smem()
             rows = pl.ds(row * UNIT_ROWS, UNIT_ROWS)
             columns = pl.ds((part * steps + step) * UNIT_COLUMNS, UNIT_COLUMNS)
             plgpu.copy_smem_to_gmem(bound["units"].at[stage], bound["out"].at[rows, columns])
@@ -75,9 +81,9 @@ def decode(
                     barriers.at[jax.lax.rem(previous, stream.stages)],
                 )
 
-            return next_escapes
+            return escapes
 
-        jax.lax.fori_loop(0, steps, copy_out, walk.load_escapes(jnp.int32(0)))
+        jax.lax.fori_loop(0, steps, copy_out, walk.load_escapes(jnp.int32(min(1, steps - 1))))
         plgpu.wait_smem_to_gmem(0)
 
     shape = (stream.units_down * UNIT_ROWS, across * UNIT_COLUMNS)
@@ -86,7 +92,7 @@ def decode(
         out_type=jax.ShapeDtypeStruct(shape, jnp.bfloat16),
         grid=(stream.units_down, across // steps),
         grid_names=("row", "part"),
-        scratch_types=stream.scratch()
+        scratch_types=stream.scratch(staged=True)
         | {"barriers": plgpu.Barrier(num_arrivals=1, num_barriers=stream.stages)},
         compiler_params=LANE_SEMANTICS,
         interpret=interpreter(interpret),

@@ -60,6 +60,24 @@ def _ptx(template: str) -> Callable[..., ir.Value]:
     return emit
 
 
+def _index(word: ir.Value) -> ir.Value:
+    return arith.index_castui(ir.IndexType.get(), word)
+
+
+def _field(bits: ir.Value, shift: int, mask: int) -> ir.Value:
+    word = ir.IntegerType.get_signless(32)
+    shifted = arith.shrui(bits, arith.constant(word, shift)) if shift else bits
+    return arith.andi(shifted, arith.constant(word, mask))
+
+
+def _exponent_mask(entry: jax.Array, bias: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Register number of an escape, and what turns its digit-0 exponent into the true one."""
+    register = (entry >> window.REGISTER_SHIFT) & 31
+    base = jnp.where(register & 1, bias[1], bias[0]) & jnp.uint32(0x7F80)
+    exponent = (entry >> window.EXPONENT_SHIFT) << 7
+    return register, (exponent ^ base) << ((entry & 1) * 16)
+
+
 def _flat(ref: ir.Value) -> ir.Value:
     size = int(np.prod(ref.type.shape))
     return ref if len(ref.type.shape) == 1 else mgpu_utils.memref_reshape(ref, (size,))
@@ -132,45 +150,174 @@ class Lanes:
 
         return bitcast(*registers)
 
-    def patch(self, unit: Any, entry: jax.Array) -> None:
-        """Writes each lane's escape (an entry of `window`'s lists, 0 for none) into a unit.
-
-        `unit` is a bf16[64, 128] ref in shared memory with SWIZZLE_TRANSFORMS.
-        """
+    def clear(self, ref: Any) -> None:
+        """Zeroes a flat uint32 ref whose length is a multiple of 128."""
         if self.interpret:
-            valid = (entry & window.VALID) != 0
-            row = (entry >> window.ROW_SHIFT) & (UNIT_ROWS - 1)
-            value = (entry >> window.VALUE_SHIFT).astype(jnp.uint16)
-            unit[...] = (
-                unit[...]
-                .at[jnp.where(valid, row, UNIT_ROWS), entry & (UNIT_COLUMNS - 1)]
-                .set(jax.lax.bitcast_convert_type(value, jnp.bfloat16), mode="drop")
-            )
+            ref[...] = jnp.zeros(ref.shape, jnp.uint32)
             return
 
-        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(SWIZZLE_TRANSFORMS), LANE_LAYOUT))
-        def store(_: Any, unit: ir.Value, entry: Any) -> None:
-            word, half = ir.IntegerType.get_signless(32), ir.IntegerType.get_signless(16)
+        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), LANE_LAYOUT))
+        def store(_: Any, ref: ir.Value, lane: Any) -> None:
+            word = ir.IntegerType.get_signless(32)
+            position = _scalar(lane.registers.item())
+            for first in range(0, ref.type.shape[0], LANES):
+                target = arith.addi(position, arith.constant(word, first))
+                memref.store(arith.constant(word, 0), ref, [_index(target)])
+
+        store(ref, self.index())
+
+    def deliver(self, mailbox: Any, first: jax.Array, entry: jax.Array) -> None:
+        """Puts each lane's escape (an entry of `window`'s lists, 0 for none) before its owner.
+
+        It goes to element `first + 128 * round + owner` of the flat uint32 ref `mailbox`.
+        """
+        if self.interpret:
+            round_ = (entry >> window.ROUND_SHIFT) & 0xFF
+            target = first + round_ * LANES + ((entry >> window.LANE_SHIFT) & (LANES - 1))
+            valid = (entry & window.VALID) != 0
+            target = jnp.where(valid, target, jnp.uint32(mailbox.shape[0]))
+            mailbox[...] = mailbox[...].at[target].set(entry, mode="drop")
+            return
+
+        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), LANE_LAYOUT, LANE_LAYOUT))
+        def store(_: Any, mailbox: ir.Value, first: Any, entry: Any) -> None:
             bits = _scalar(entry.registers.item())
-
-            def field(shift: int, mask: int) -> ir.Value:
-                shifted = arith.shrui(bits, arith.constant(word, shift))
-                return arith.andi(shifted, arith.constant(word, mask))
-
-            def index(value: ir.Value) -> ir.Value:
-                return arith.index_castui(ir.IndexType.get(), value)
-
-            row_in_group = field(window.ROW_SHIFT, 7)
-            # The 128-byte swizzle exchanges the eight 16-byte chunks of a row by its number.
-            chunk = arith.xori(field(3, 7), row_in_group)
-            column = arith.addi(arith.shli(chunk, arith.constant(word, 3)), field(0, 7))
-            valid = arith.trunci(ir.IntegerType.get_signless(1), field(15, 1))
+            valid = arith.trunci(ir.IntegerType.get_signless(1), _field(bits, 15, 1))
             branch = scf.IfOp(valid)
             with ir.InsertionPoint(branch.then_block):
-                value = arith.trunci(half, field(window.VALUE_SHIFT, 0xFFFF))
-                position = [field(window.ROW_SHIFT + 3, 7), field(6, 1), row_in_group, column]
-                weight = arith.bitcast(ir.BF16Type.get(), value)
-                memref.store(weight, unit, [index(part) for part in position])
+                word = ir.IntegerType.get_signless(32)
+                row = arith.shli(_field(bits, window.ROUND_SHIFT, 0xFF), arith.constant(word, 7))
+                owner = _field(bits, window.LANE_SHIFT, LANES - 1)
+                target = arith.addi(_scalar(first.registers.item()), arith.addi(row, owner))
+                memref.store(bits, mailbox, [_index(target)])
                 scf.yield_([])
 
-        store(unit, entry)
+        store(mailbox, first, entry)
+
+    def patch(
+        self,
+        registers: Sequence[jax.Array],
+        mailbox: Any,
+        first: jax.Array,
+        bias: Sequence[jax.Array],
+    ) -> list[jax.Array]:
+        """Gives escaped weights their exponents and empties the mailbox.
+
+        Args:
+          registers: 32 words a lane, decoded with digit 0 where a weight escaped.
+          mailbox: flat uint32 ref; lane l's escapes are at `first + l`, `first + 128 + l` and so
+            on, up to a 0.
+          first: where the mail of these registers begins.
+          bias: row bases of even and odd registers, as in `window_layout.unpack`.
+        """
+        if self.interpret:
+            stacked = jnp.stack(registers)
+            number = jnp.arange(len(registers), dtype=jnp.uint32)[:, None]
+            for round_ in range(window.MAX_ROUNDS):
+                place = first + jnp.uint32(round_ * LANES) + self.index()
+                entry = mailbox[...][place]
+                register, mask = _exponent_mask(entry, bias)
+                stacked = jnp.where((number == register) & (entry != 0), stacked ^ mask, stacked)
+                mailbox[...] = mailbox[...].at[place].set(jnp.uint32(0))
+            return list(stacked)
+
+        count = len(registers)
+        words = [plgpu.ShapeDtypeStruct((LANES,), jnp.uint32, layout=LANE_LAYOUT)] * count
+
+        @plgpu.inline_mgpu(
+            arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (count + 3)), return_type=words
+        )
+        def apply(_: Any, mailbox: ir.Value, *arrays: Any) -> Any:
+            word = ir.IntegerType.get_signless(32)
+            zero, ones = arith.constant(word, 0), arith.constant(word, 1)
+            position, even, odd, *values = (_scalar(array.registers.item()) for array in arrays)
+            types = [word] * (count + 2)
+            loop = scf.WhileOp(types, [position, zero, *values])
+            before = ir.Block.create_at_start(loop.before, types)
+            with ir.InsertionPoint(before):
+                position, _, *values = before.arguments
+                entry = memref.load(mailbox, [_index(position)])
+                # Warps go on independently: each stops when none of its lanes has mail left.
+                left = mgpu_utils.inline_ptx(
+                    "{ .reg .pred p; setp.ne.u32 p, $1, 0; "
+                    "vote.sync.any.pred p, p, 0xffffffff; selp.u32 $0, 1, 0, p; }",
+                    entry,
+                    result_types=word,
+                    has_side_effects=True,
+                    convergent=True,
+                )
+                more = arith.cmpi(arith.CmpIPredicate.ne, left, zero)
+                scf.condition(more, [position, entry, *values])
+            after = ir.Block.create_at_start(loop.after, types)
+            with ir.InsertionPoint(after):
+                position, entry, *values = after.arguments
+                memref.store(zero, mailbox, [_index(position)])
+                register = _field(entry, window.REGISTER_SHIFT, 31)
+                parity = arith.cmpi(arith.CmpIPredicate.ne, arith.andi(register, ones), zero)
+                base = arith.andi(arith.select(parity, odd, even), arith.constant(word, 0x7F80))
+                exponent = arith.shli(
+                    _field(entry, window.EXPONENT_SHIFT, 0xFF), arith.constant(word, 7)
+                )
+                high = arith.shli(_field(entry, 0, 1), arith.constant(word, 4))
+                mask = arith.shli(arith.xori(exponent, base), high)
+                valid = arith.cmpi(arith.CmpIPredicate.ne, entry, zero)
+                mask = arith.select(valid, mask, zero)
+                patched = []
+                for number, value in enumerate(values):
+                    here = arith.cmpi(
+                        arith.CmpIPredicate.eq, register, arith.constant(word, number)
+                    )
+                    patched.append(arith.xori(value, arith.select(here, mask, zero)))
+                following = arith.addi(position, arith.constant(word, LANES))
+                scf.yield_([following, zero, *patched])
+            return [_from_scalar(value) for value in list(loop.results)[2:]]
+
+        return list(apply(mailbox, first + self.index(), *bias, *registers))
+
+    def store_columns(self, out: Any, sums: jax.Array, columns: int) -> None:
+        """Writes the first columns of float32[64, n] sums, transposed, to a [columns, 64] ref."""
+        if self.interpret:
+            out[...] = sums[:, :columns].T
+            return
+        layout = plgpu.Layout.WGMMA
+
+        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), layout, LANE_LAYOUT))
+        def store(_: Any, out: ir.Value, sums: Any, lane: Any) -> None:
+            word = ir.IntegerType.get_signless(32)
+            number = _scalar(lane.registers.item())
+            warp_row = arith.shli(_field(number, 5, 3), arith.constant(word, 4))
+            lane_row = arith.addi(warp_row, _field(number, 2, 7))
+            lane_column = arith.shli(_field(number, 0, 3), arith.constant(word, 1))
+            for position, register in enumerate(sums.registers.flat):
+                group, half = divmod(position, 2)
+                row = arith.addi(lane_row, arith.constant(word, 8 * half))
+                for offset in range(2):
+                    column = arith.addi(lane_column, arith.constant(word, 8 * group + offset))
+                    inside = arith.cmpi(
+                        arith.CmpIPredicate.ult, column, arith.constant(word, columns)
+                    )
+                    if 8 * group >= columns:
+                        continue
+                    branch = scf.IfOp(inside)
+                    with ir.InsertionPoint(branch.then_block):
+                        value = vector.extract(
+                            register,
+                            dynamic_position=[],
+                            static_position=ir.DenseI64ArrayAttr.get([offset]),
+                        )
+                        memref.store(value, out, [_index(column), _index(row)])
+                        scf.yield_([])
+
+        store(out, sums, self.index())
+
+    def multiply(self, sums: Any, weights: jax.Array, x: Any, staging: Any) -> None:
+        """Starts sums += weights @ x with bf16[64, 128] weights in registers.
+
+        The interpreter's wgmma reads shared memory only: it gets them by way of `staging`.
+        """
+        if self.interpret:
+            staging[...] = weights
+            plgpu.commit_smem()
+            plgpu.wgmma(sums, staging, x)
+            return
+        plgpu.wgmma(sums, weights, x)

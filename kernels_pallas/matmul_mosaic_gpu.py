@@ -81,32 +81,40 @@ def matmul(
 
         for stage in range(stream.stages):
             fetch(jnp.int32(stage), stage)
+        walk.deliver(jnp.int32(0), walk.load_escapes(jnp.int32(0)))
+        plgpu.commit_smem()
 
         def accumulate(sums: Any) -> jax.Array:
             def multiply(step: jax.Array, escapes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
                 stage = jax.lax.rem(step, stream.stages)
+                walk.deliver(step + 1, escapes)
                 plgpu.barrier_wait(barriers.at[stage])
-                next_escapes = walk.load_escapes(jnp.minimum(step + 1, steps - 1))
-                walk.materialize(step, stage, escapes)
+                escapes = walk.load_escapes(jnp.minimum(step + 2, steps - 1))
                 x_unit = x_buffer.at[stage].transpose((1, 0))
-                plgpu.wgmma(sums, bound["units"].at[stage], x_unit)
+                if stream.width is None:
+                    plgpu.wgmma(sums, bound["units"].at[stage], x_unit)
+                else:
+                    staging = bound["units"].at[stage] if interpret else None
+                    stream.lanes.multiply(sums, walk.unit(step, stage), x_unit, staging)
+                walk.record(step)
                 plgpu.wgmma_wait(0)
+                # Every lane has read the stage's buffers and delivered the next step's escapes.
+                plgpu.commit_smem()
 
                 @pl.when(step + stream.stages < steps)
                 def _() -> None:
-                    # Every warp must have read the buffers before they are written again.
-                    plgpu.commit_smem()
                     fetch(step + stream.stages, stage)
 
-                return next_escapes
+                return escapes
 
-            jax.lax.fori_loop(0, steps, multiply, walk.load_escapes(jnp.int32(0)))
+            jax.lax.fori_loop(0, steps, multiply, walk.load_escapes(jnp.int32(min(1, steps - 1))))
             return sums[...]
 
         sums = pl.run_scoped(accumulate, plgpu.ACC((UNIT_ROWS, rows), jnp.float32))
-        bound["out"][split, pl.ds(row * UNIT_ROWS, UNIT_ROWS), :] = sums
+        here = bound["out"].at[split, :, pl.ds(row * UNIT_ROWS, UNIT_ROWS)]
+        stream.lanes.store_columns(here, sums, x.shape[0])
 
-    scratch = stream.scratch() | {
+    scratch = stream.scratch(staged=False) | {
         "x_buffer": plgpu.SMEM(
             (stream.stages, rows, UNIT_COLUMNS), jnp.bfloat16, transforms=SWIZZLE_TRANSFORMS
         ),
@@ -115,7 +123,7 @@ def matmul(
     out_rows = stream.units_down * UNIT_ROWS
     kernel = plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((config.splits, out_rows, rows), jnp.float32),
+        out_type=jax.ShapeDtypeStruct((config.splits, x.shape[0], out_rows), jnp.float32),
         grid=(stream.units_down, config.splits),
         grid_names=("row", "split"),
         scratch_types=scratch,
@@ -123,5 +131,5 @@ def matmul(
         interpret=interpreter(interpret),
     )
     partial_sums = kernel(*operands.values(), x_padded)
-    y = partial_sums.sum(axis=0)[: t.shape[0], : x.shape[0]].T
+    y = partial_sums.sum(axis=0)[:, : t.shape[0]]
     return y, stream.residency(residency, operands)

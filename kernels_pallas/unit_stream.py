@@ -2,9 +2,11 @@
 
 A CTA (one warpgroup) walks along K through one row of 64 x 128 units. For each unit it looks
 up where the tile is: in a page, verbatim, or compressed. Pages and verbatim tiles are copied
-into the unit's buffer as they are. Compressed words are copied to their own buffer, decoded in
-registers, stored to the unit's buffer and patched with the unit's escapes. Whatever the source,
-the same bits end in the same buffer in the same order, so what follows cannot tell.
+into the unit's buffer as they are. Compressed words are copied to their own buffer and decoded
+in registers. A unit's escapes are a list in no lane's order, so each lane reads some entries
+ahead of time and delivers them through a mailbox in shared memory to the lanes that hold the
+weights; those patch their registers. Whatever the source, the same bits end in the same
+registers, so what follows cannot tell.
 """
 
 import dataclasses
@@ -15,11 +17,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from codecjax.codecs import window_layout
+from codecjax.codecs import window, window_layout
 from codecjax.tiles import DECODE, UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix, units_per_tile
 from kernels_pallas.lanes import LANE_LAYOUT, LANES, SWIZZLE_TRANSFORMS, Lanes
 
 MAX_TILES_ACROSS = LANES
+# Words of one unit's mail; the row after the last round stays 0 and ends the reading.
+MAILBOX = (window.MAX_ROUNDS + 1) * LANES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +70,11 @@ class UnitStream:
         )
 
     @property
+    def buffered(self) -> bool:
+        """Whether units of a compressed matrix may come from pages or verbatim tiles."""
+        return self.paged or self.verbatim
+
+    @property
     def units_across(self) -> int:
         return self.grid[1] * self.tile[1] // UNIT_COLUMNS
 
@@ -103,13 +112,20 @@ class UnitStream:
         pages = jax.freeze(operands["pages"]) if self.paged else before.pages
         return Residency(pages, before.page_table, jax.freeze(operands["decoded"]))
 
-    def scratch(self) -> dict[str, Any]:
-        """Shared memory: decoded units, words in flight, and where each tile is."""
-        unit = (self.stages, UNIT_ROWS, UNIT_COLUMNS)
-        scratch = {"units": plgpu.SMEM(unit, jnp.bfloat16, transforms=SWIZZLE_TRANSFORMS)}
+    def scratch(self, staged: bool) -> dict[str, Any]:
+        """Shared memory: units and words in flight, mail for the lanes, and where each tile is.
+
+        Args:
+          staged: whether the kernel puts decoded units into shared memory too.
+        """
+        scratch = {}
+        if staged or self.width is None or self.buffered or self.lanes.interpret:
+            unit = (self.stages, UNIT_ROWS, UNIT_COLUMNS)
+            scratch["units"] = plgpu.SMEM(unit, jnp.bfloat16, transforms=SWIZZLE_TRANSFORMS)
         if self.width is not None:
             words = (self.stages, window_layout.WORDS[self.width], LANES)
             scratch["words_in_flight"] = plgpu.SMEM(words, jnp.uint32)
+            scratch["mailbox"] = plgpu.SMEM((2 * MAILBOX,), jnp.uint32)
         if self.paged:
             scratch["entries"] = plgpu.SMEM((LANES,), jnp.uint32)
         if self.verbatim:
@@ -152,7 +168,8 @@ class UnitWalk:
                 lanes.gather(refs["base"], matrix_row + jnp.uint32(8 * half)) * spread
                 for half in range(2)
             )
-            if stream.paged or stream.verbatim:
+            lanes.clear(refs["mailbox"])
+            if stream.buffered:
                 down, across = stream.tile[0] // UNIT_ROWS, stream.tile[1] // UNIT_COLUMNS
                 first = row // down * stream.grid[1] + first_unit // across
                 last = stream.grid[0] * stream.grid[1] - 1
@@ -162,7 +179,7 @@ class UnitWalk:
                 if stream.paged:
                     offset = refs["first_tile"][0].astype(jnp.uint32)
                     refs["entries"][...] = lanes.gather(refs["page_table"], index + offset)
-                plgpu.commit_smem()
+            plgpu.commit_smem()
         return cls(stream, refs, row, first_unit, bias)
 
     def _where(self, step: jax.Array) -> dict[str, jax.Array]:
@@ -185,11 +202,13 @@ class UnitWalk:
             "slot": slot,
         }
 
+    def _decoding(self, where: dict[str, jax.Array]) -> jax.Array:
+        """Whether the unit is compressed and not resident."""
+        return (where["entry"] < 0) & (where["slot"] >= 0)
+
     def _when_decoding(self, where: dict[str, jax.Array]) -> Any:
         """Decorator: run where the unit is compressed and not resident."""
-        if not self.stream.paged and not self.stream.verbatim:
-            return lambda body: body()
-        return pl.when((where["entry"] < 0) & (where["slot"] >= 0))
+        return pl.when(self._decoding(where)) if self.stream.buffered else lambda body: body()
 
     def fetch(self, step: jax.Array, stage: jax.Array, barrier: Any) -> None:
         """Starts the copy of a step's unit into the buffers of `stage`; one arrival."""
@@ -231,65 +250,94 @@ class UnitWalk:
         down, across = stream.tile[0] // UNIT_ROWS, stream.tile[1] // UNIT_COLUMNS
         listed = (jnp.maximum(where["slot"], 0) * down + where["down"]) * across + where["across"]
         first = listed.astype(jnp.uint32) * jnp.uint32(stream.capacity)
+        # A list that is not needed is read as if it were empty.
+        length = jnp.uint32(stream.capacity)
+        if stream.buffered:
+            length = jnp.where(self._decoding(where), length, jnp.uint32(0))
         entries = []
         for offset in range(0, stream.capacity, LANES):
             position = lane + jnp.uint32(offset)
             within = jnp.minimum(position, jnp.uint32(stream.capacity - 1))
             entry = stream.lanes.gather(self.refs["escapes"], first + within)
-            if offset + LANES > stream.capacity:
-                entry = jnp.where(position == within, entry, jnp.uint32(0))
+            entry = jnp.where(position < length, entry, jnp.uint32(0))
             entries.append(plgpu.layout_cast(entry, LANE_LAYOUT))
         return tuple(entries)
 
-    def materialize(
-        self, step: jax.Array, stage: jax.Array, escapes: tuple[jax.Array, ...]
-    ) -> None:
-        """Leaves the step's unit in its buffer, visible to wgmma and to copies."""
+    def _mail(self, step: jax.Array) -> jax.Array:
+        """Where in the mailbox the step's mail begins, for each lane; two steps take turns."""
+        first = jax.lax.rem(step, 2).astype(jnp.uint32) * jnp.uint32(MAILBOX)
+        return self.stream.lanes.index() * jnp.uint32(0) + first
+
+    def deliver(self, step: jax.Array, escapes: tuple[jax.Array, ...]) -> None:
+        """Delivers the step's escapes; `decoded` may be called after the next barrier."""
+        for entry in escapes:
+            self.stream.lanes.deliver(self.refs["mailbox"], self._mail(step), entry)
+
+    def decoded(self, step: jax.Array, stage: jax.Array) -> jax.Array:
+        """bf16[64, 128] in registers, decoded from the words of a stage."""
         stream, refs = self.stream, self.refs
-        if stream.width is None:
+        assert stream.width is not None
+        lanes = stream.lanes
+        words = [
+            plgpu.load(refs["words_in_flight"].at[stage, i], layout=LANE_LAYOUT, optimized=False)
+            for i in range(window_layout.WORDS[stream.width])
+        ]
+        registers = window_layout.unpack(words, self.bias, stream.width, lanes.spread, lanes.merge)
+        registers = lanes.patch(registers, refs["mailbox"], self._mail(step), self.bias)
+        return lanes.assemble(registers)
+
+    def unit(self, step: jax.Array, stage: jax.Array) -> jax.Array:
+        """bf16[64, 128] in registers, wherever the unit came from; fills its page if told."""
+        if not self.stream.buffered:
+            return self.decoded(step, stage)
+        where, buffer = self._where(step), self.refs["units"].at[stage]
+
+        def decode() -> jax.Array:
+            return plgpu.layout_cast(self.decoded(step, stage), plgpu.Layout.WGMMA)
+
+        def read() -> jax.Array:
+            return plgpu.load(buffer, layout=plgpu.Layout.WGMMA)
+
+        unit = jax.lax.cond(self._decoding(where), decode, read)
+        if self.stream.paged:
+
+            @pl.when(where["entry"] < DECODE)
+            def _() -> None:
+                buffer[...] = unit
+                plgpu.commit_smem()
+                self.fill(step, stage)
+
+        return unit
+
+    def stage_decoded(self, step: jax.Array, stage: jax.Array) -> None:
+        """Leaves the step's unit in its buffer, wherever it came from; fills its page if told."""
+        if self.stream.width is None:
             return
-        where = self._where(step)
-        width = stream.width
 
-        @self._when_decoding(where)
+        @self._when_decoding(self._where(step))
         def _() -> None:
-            words = [
-                plgpu.load(
-                    refs["words_in_flight"].at[stage, i], layout=LANE_LAYOUT, optimized=False
-                )
-                for i in range(window_layout.WORDS[width])
-            ]
-            lanes = stream.lanes
-            registers = window_layout.unpack(words, self.bias, width, lanes.spread, lanes.merge)
-            unit = refs["units"].at[stage]
-            unit[...] = lanes.assemble(registers)
-            # Escapes land in other lanes' words: the barrier orders the two stores.
+            self.refs["units"].at[stage][...] = self.decoded(step, stage)
             plgpu.commit_smem()
-            for entry in escapes:
-                lanes.patch(unit, entry)
-            plgpu.commit_smem()
-            if stream.paged:
-                self._fill(where, unit)
+            if self.stream.paged:
+                self.fill(step, stage)
 
-        if stream.counted:
-            decoded = (where["entry"] < 0) & (where["slot"] >= 0)
-            tile = refs["first_tile"][0] + where["tile"]
-            across = stream.tile[1] // UNIT_COLUMNS
-            place = where["down"] * across + where["across"]
-            refs["decoded"][tile, place] = jnp.where(decoded, 1, 0)
-
-    def _fill(self, where: dict[str, jax.Array], unit: Any) -> None:
-        """Stores a decoded unit into the page that the page table names, if it names one."""
+    def fill(self, step: jax.Array, stage: jax.Array) -> None:
+        """Stores the unit in a stage's buffer into the page that the page table names, if any."""
+        where = self._where(step)
 
         @pl.when(where["entry"] < DECODE)
         def _() -> None:
             rows = pl.ds(where["down"] * UNIT_ROWS, UNIT_ROWS)
             columns = pl.ds(where["across"] * UNIT_COLUMNS, UNIT_COLUMNS)
-            page = -where["entry"] - 2
-            plgpu.copy_smem_to_gmem(unit, self.refs["pages"].at[page, rows, columns])
+            target = self.refs["pages"].at[-where["entry"] - 2, rows, columns]
+            plgpu.copy_smem_to_gmem(self.refs["units"].at[stage], target)
             plgpu.wait_smem_to_gmem(0)
 
-
-def units_of(t: TiledMatrix) -> int:
-    """Units that a kernel walks through, padding included."""
-    return t.tiles * units_per_tile(t.tile)
+    def record(self, step: jax.Array) -> None:
+        """Notes whether the step's unit was decoded."""
+        if not self.stream.counted:
+            return
+        where, across = self._where(step), self.stream.tile[1] // UNIT_COLUMNS
+        tile = self.refs["first_tile"][0] + where["tile"]
+        place = where["down"] * across + where["across"]
+        self.refs["decoded"][tile, place] = jnp.where(self._decoding(where), 1, 0)

@@ -2,14 +2,15 @@
 
 A weight is a sign-and-mantissa byte and a digit that says which of `width` neighbouring
 exponents it has, counted from its row's base (the window that covers most of the row). A
-weight outside the window is an *escape*: its bf16 bits stand on its unit's escape list. Bits
-are laid out as `window_layout` says.
+weight outside the window is an *escape*: its exponent stands on its unit's escape list, with
+the lane, register and half that hold the weight, and a round that numbers the escapes of one
+lane. Bits are laid out as `window_layout` says.
 
 Arrays, for C compressed and V verbatim tiles (C + V = T), tiles of R x Q units:
 
     words     uint32[C, R, Q, WORDS[width], 128]
-    escapes   uint32[C, R, Q, capacity]   bf16 bits << 16 | 1 << 15 | row << 7 | column
-                                          (row < 64, column < 128); unused entries are 0
+    escapes   uint32[C, R, Q, capacity]   exponent << 24 | round << 16 | 1 << 15 | lane << 6
+                                          | register << 1 | half; unused entries are 0
     base      uint8[tile rows of the grid, rows of a tile]   exponent of digit 0
     slot      int32[T]    s >= 0: compressed tile s; s < 0: verbatim tile -(s + 1)
     verbatim  bf16[V, rows, columns]      tiles whose escapes would outgrow bf16
@@ -32,9 +33,13 @@ VERSION = 1
 OPTIONS = {"width": 11}
 CHOICES = {"width": tuple(window_layout.WORDS)}
 
+EXPONENT_SHIFT = 24
+ROUND_SHIFT = 16
 VALID = 1 << 15
-ROW_SHIFT = 7
-VALUE_SHIFT = 16
+LANE_SHIFT = 6
+REGISTER_SHIFT = 1
+# Escapes of one lane that a kernel has room for; a tile with more is stored verbatim.
+MAX_ROUNDS = 8
 # Matrices of one shape differ a little in their longest list; rounding capacities up lets
 # them share compiled kernels.
 CAPACITY_STEP = 8
@@ -73,41 +78,46 @@ def _row_bases(bits: jax.Array, width: int) -> jax.Array:
     return jnp.argmax(total[:, width:] - total[:, :-width], axis=1).astype(jnp.int32)
 
 
-def _in_units(block: jax.Array) -> jax.Array:
-    """[rows, padded K] -> [units down, units across, 64 * 128]."""
-    down, across = block.shape[0] // UNIT_ROWS, block.shape[1] // UNIT_COLUMNS
-    split = block.reshape(down, UNIT_ROWS, across, UNIT_COLUMNS)
-    return split.transpose(0, 2, 1, 3).reshape(down, across, UNIT_ROWS * UNIT_COLUMNS)
+def _tile_maximum(units: jax.Array, across: int) -> jax.Array:
+    """[units down, units across] of one tile row -> the maximum in each tile."""
+    return units.reshape(units.shape[0], -1, across).max(axis=(0, 2))
 
 
 @functools.partial(jax.jit, static_argnames=("tile", "width"))
-def _survey(w: jax.Array, tile: tuple[int, int], width: int) -> tuple[jax.Array, jax.Array]:
-    """Row bases uint8[grid rows, rows] and the longest escape list of each tile int32[T]."""
+def _survey(
+    w: jax.Array, tile: tuple[int, int], width: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Row bases uint8[grid rows, rows]; longest list and most rounds of each tile, int32[T]."""
+    across = tile[1] // UNIT_COLUMNS
 
-    def tile_row(bits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def tile_row(bits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         base = _row_bases(bits, width)
         _, escaped = _digits(bits, base, width)
-        counts = jnp.sum(_in_units(escaped), axis=-1)
-        across = tile[1] // UNIT_COLUMNS
-        longest = counts.reshape(counts.shape[0], -1, across).max(axis=(0, 2))
-        return base.astype(jnp.uint8), longest
+        of_lane = window_layout.fragment_order(escaped).sum(axis=(2, 4))
+        longest = _tile_maximum(of_lane.sum(axis=-1), across)
+        rounds = _tile_maximum(of_lane.max(axis=-1), across)
+        return base.astype(jnp.uint8), longest, rounds
 
-    base, longest = jax.lax.map(tile_row, _blocks(w, tile))
-    return base, longest.reshape(-1)
+    base, longest, rounds = jax.lax.map(tile_row, _blocks(w, tile))
+    return base, longest.reshape(-1), rounds.reshape(-1)
 
 
-def _compact(bits: jax.Array, escaped: jax.Array, capacity: int) -> jax.Array:
-    """Escape lists uint32[units down, units across, capacity] of int32[rows, padded K]."""
-    units_bits, units_escaped = _in_units(bits), _in_units(escaped)
-    position = jnp.arange(UNIT_ROWS * UNIT_COLUMNS, dtype=jnp.uint32)
-    entry = (units_bits.astype(jnp.uint32) << VALUE_SHIFT) | jnp.uint32(VALID) | position
-    rank = jnp.cumsum(units_escaped, axis=-1) - 1
-    rank = jnp.where(units_escaped, rank, capacity)
+def _compact(exponents: jax.Array, escaped: jax.Array, capacity: int) -> jax.Array:
+    """Escape lists uint32[units down, units across, capacity] of fragments [..., 32, 128, 2]."""
+    rounds = jnp.cumsum(jnp.swapaxes(escaped, 2, 3).reshape(*escaped.shape[:2], 128, 64), axis=-1)
+    rounds = jnp.swapaxes(rounds.reshape(*escaped.shape[:2], 128, 32, 2), 2, 3) - 1
+    position = jnp.arange(escaped[0, 0].size, dtype=jnp.uint32).reshape(escaped.shape[2:])
+    register, lane, half = position >> 8, (position >> 1) & 127, position & 1
+    place = (lane << LANE_SHIFT) | (register << REGISTER_SHIFT) | half | jnp.uint32(VALID)
+    entries = (exponents << EXPONENT_SHIFT) | (rounds.astype(jnp.uint32) << ROUND_SHIFT) | place
+    flat = (*escaped.shape[:2], position.size)
+    rank = jnp.cumsum(escaped.reshape(flat), axis=-1) - 1
+    rank = jnp.where(escaped.reshape(flat), rank, capacity)
 
     def scatter(rank: jax.Array, entry: jax.Array) -> jax.Array:
         return jnp.zeros(capacity, jnp.uint32).at[rank].set(entry, mode="drop")
 
-    return jax.vmap(jax.vmap(scatter))(rank, entry)
+    return jax.vmap(jax.vmap(scatter))(rank, entries.reshape(flat))
 
 
 @functools.partial(jax.jit, static_argnames=("tile", "width", "capacity"))
@@ -126,7 +136,12 @@ def _pack(
             window_layout.fragment_order(digits.astype(jnp.uint32)),
             width,
         )
-        return words, _compact(bits, escaped, capacity)
+        escapes = _compact(
+            window_layout.fragment_order(_exponent(bits).astype(jnp.uint32)),
+            window_layout.fragment_order(escaped),
+            capacity,
+        )
+        return words, escapes
 
     words, escapes = jax.lax.map(tile_row, (_blocks(w, tile), base))
 
@@ -163,8 +178,9 @@ def encode(w: jax.Array, tile: tuple[int, int], width: int) -> TiledMatrix:
     """Encodes bf16[OUT, K]; every bit pattern survives."""
     shape = (w.shape[0], w.shape[1])
     options = (("width", width),)
-    base, longest_device = _survey(w, tile, width)
-    longest = np.asarray(longest_device)
+    base, longest_on_device, rounds = _survey(w, tile, width)
+    too_many = np.asarray(rounds) > MAX_ROUNDS
+    longest = np.where(too_many, UNIT_ROWS * UNIT_COLUMNS, np.asarray(longest_on_device))
     capacity, total = _choose_capacity(longest, tile, width)
     compressed = longest <= capacity
     if total + base.size >= 2 * w.size or not compressed.any():
@@ -200,18 +216,14 @@ def _verbatim_tiles(w: jax.Array, indices: jax.Array, tile: tuple[int, int]) -> 
     return jax.lax.map(cut, indices)
 
 
-def _patch(block: jax.Array, escapes: jax.Array) -> jax.Array:
-    """Writes escape lists [R, Q, capacity] into bit patterns uint16[rows, columns]."""
-    rows, columns = block.shape
-    unit_row = jnp.arange(escapes.shape[0], dtype=jnp.uint32)[:, None, None] * UNIT_ROWS
-    unit_column = jnp.arange(escapes.shape[1], dtype=jnp.uint32)[None, :, None] * UNIT_COLUMNS
-    row = unit_row + ((escapes >> ROW_SHIFT) & (UNIT_ROWS - 1))
-    column = unit_column + (escapes & (UNIT_COLUMNS - 1))
-    valid = (escapes & VALID) != 0
-    target = jnp.where(valid, row * columns + column, rows * columns)
-    value = (escapes >> VALUE_SHIFT).astype(jnp.uint16)
-    flat = block.reshape(-1).at[target.reshape(-1)].set(value.reshape(-1), mode="drop")
-    return flat.reshape(rows, columns)
+def _patch(fragments: jax.Array, escapes: jax.Array) -> jax.Array:
+    """Puts the exponents of a list [capacity] into a unit's bit patterns uint16[32, 128, 2]."""
+    flat = fragments.reshape(-1)
+    register, lane = (escapes >> REGISTER_SHIFT) & 31, (escapes >> LANE_SHIFT) & 127
+    target = jnp.where((escapes & VALID) != 0, register * 256 + lane * 2 + (escapes & 1), flat.size)
+    exponent = (escapes >> EXPONENT_SHIFT << 7).astype(jnp.uint16)
+    value = (flat.at[target].get(mode="clip") & jnp.uint16(0x807F)) | exponent
+    return flat.at[target].set(value, mode="drop").reshape(fragments.shape)
 
 
 def decode_compressed(
@@ -233,8 +245,8 @@ def decode_compressed(
     bias = [lanes[:, :, :, half].reshape(-1, 1, window_layout.LANES) for half in range(2)]
     pairs = window_layout.unpack([words[:, :, i] for i in range(words.shape[2])], bias, width)
     both = jax.lax.bitcast_convert_type(jnp.stack(pairs, axis=2), jnp.uint16)
-    block = _patch(window_layout.row_order(both), escapes)
-    return jax.lax.bitcast_convert_type(block, jnp.bfloat16)
+    patched = jax.vmap(jax.vmap(_patch))(both, escapes)
+    return jax.lax.bitcast_convert_type(window_layout.row_order(patched), jnp.bfloat16)
 
 
 def decode_tile(t: TiledMatrix, index: jax.Array) -> jax.Array:
