@@ -38,8 +38,8 @@ class CastReport:
     def __str__(self) -> str:
         return (
             f"cast {self.weights} weights from {self.dtype} to bfloat16: {self.changed} changed, "
-            f"{self.overflowed} overflowed to infinity, largest absolute error {self.max_error:.3g}; "
-            "bit-exactness holds from the bfloat16 weights on"
+            f"{self.overflowed} overflowed to infinity, largest absolute error "
+            f"{self.max_error:.3g}; bit-exactness holds from the bfloat16 weights on"
         )
 
     def merge(self, other: "CastReport") -> "CastReport":
