@@ -12,7 +12,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
 from kernels_pallas.lanes import Lanes
 from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
-from kernels_pallas.unit_stream import UnitStream
+from kernels_pallas.unit_stream import UnitStream, UnitWalk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +50,16 @@ def decode(
     def body(*refs: Any, barriers: Any, **scratch: Any) -> None:
         bound = dict(zip((*names, "out"), refs, strict=True)) | scratch
         row, part = jax.lax.axis_index("row"), jax.lax.axis_index("part")
-        walk = stream.walk(bound, row, part * steps)
+        walk = UnitWalk.start(stream, bound, row, part * steps, steps)
         for stage in range(stream.stages):
             walk.fetch(jnp.int32(stage), stage, barriers.at[stage])
-        walk.deliver(jnp.int32(0), walk.load_escapes(jnp.int32(0)))
-        plgpu.commit_smem()
+        walk, next_escapes = walk.prepare()
 
         def copy_out(step: jax.Array, escapes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             stage = jax.lax.rem(step, stream.stages)
             walk.deliver(step + 1, escapes)
             plgpu.barrier_wait(barriers.at[stage])
-            escapes = walk.load_escapes(jnp.minimum(step + 2, steps - 1))
+            escapes = walk.load_escapes(step + 2)
             walk.stage_decoded(step, stage)
             walk.record(step)
             # The next step's escapes are delivered.
@@ -83,7 +82,7 @@ def decode(
 
             return escapes
 
-        jax.lax.fori_loop(0, steps, copy_out, walk.load_escapes(jnp.int32(min(1, steps - 1))))
+        jax.lax.fori_loop(0, steps, copy_out, next_escapes)
         plgpu.wait_smem_to_gmem(0)
 
     shape = (stream.units_down * UNIT_ROWS, across * UNIT_COLUMNS)

@@ -16,7 +16,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
 from kernels_pallas.lanes import SWIZZLE_TRANSFORMS, Lanes
 from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
-from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream
+from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream, UnitWalk
 
 MAX_ROWS = 64
 ROW_STEPS = (8, 16, 32, 64)
@@ -71,7 +71,7 @@ def matmul(
         bound = dict(zip((*names, "x", "out"), refs, strict=True)) | scratch
         row, split = jax.lax.axis_index("row"), jax.lax.axis_index("split")
         first_unit = split * steps
-        walk = stream.walk(bound, row, first_unit)
+        walk = UnitWalk.start(stream, bound, row, first_unit, steps)
 
         def fetch(step: Any, stage: Any) -> None:
             columns = pl.ds((first_unit + step) * UNIT_COLUMNS, UNIT_COLUMNS)
@@ -81,15 +81,14 @@ def matmul(
 
         for stage in range(stream.stages):
             fetch(jnp.int32(stage), stage)
-        walk.deliver(jnp.int32(0), walk.load_escapes(jnp.int32(0)))
-        plgpu.commit_smem()
+        walk, next_escapes = walk.prepare()
 
         def accumulate(sums: Any) -> jax.Array:
             def multiply(step: jax.Array, escapes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
                 stage = jax.lax.rem(step, stream.stages)
                 walk.deliver(step + 1, escapes)
                 plgpu.barrier_wait(barriers.at[stage])
-                escapes = walk.load_escapes(jnp.minimum(step + 2, steps - 1))
+                escapes = walk.load_escapes(step + 2)
                 x_unit = x_buffer.at[stage].transpose((1, 0))
                 if stream.width is None:
                     plgpu.wgmma(sums, bound["units"].at[stage], x_unit)
@@ -107,7 +106,7 @@ def matmul(
 
                 return escapes
 
-            jax.lax.fori_loop(0, steps, multiply, walk.load_escapes(jnp.int32(min(1, steps - 1))))
+            jax.lax.fori_loop(0, steps, multiply, next_escapes)
             return sums[...]
 
         sums = pl.run_scoped(accumulate, plgpu.ACC((UNIT_ROWS, rows), jnp.float32))

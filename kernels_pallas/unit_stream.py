@@ -132,10 +132,6 @@ class UnitStream:
             scratch["slots"] = plgpu.SMEM((LANES,), jnp.uint32)
         return scratch
 
-    def walk(self, refs: dict[str, Any], row: jax.Array, first_unit: jax.Array) -> "UnitWalk":
-        """Starts at unit `first_unit` of unit row `row`."""
-        return UnitWalk.start(self, refs, row, first_unit)
-
 
 @dataclasses.dataclass(frozen=True)
 class UnitWalk:
@@ -146,6 +142,7 @@ class UnitWalk:
       refs: operands and scratch by name.
       row: unit row in the matrix.
       first_unit: unit column where the walk starts.
+      steps: units that the walk visits.
       bias: row bases of the lane's two rows, as `window_layout.unpack` wants them.
     """
 
@@ -153,34 +150,53 @@ class UnitWalk:
     refs: dict[str, Any]
     row: jax.Array
     first_unit: jax.Array
+    steps: int
     bias: tuple[jax.Array, ...]
 
     @classmethod
     def start(
-        cls, stream: UnitStream, refs: dict[str, Any], row: jax.Array, first_unit: jax.Array
+        cls,
+        stream: UnitStream,
+        refs: dict[str, Any],
+        row: jax.Array,
+        first_unit: jax.Array,
+        steps: int,
     ) -> "UnitWalk":
-        lanes, bias = stream.lanes, ()
-        if stream.width is not None:
-            lane = lanes.index()
-            matrix_row = row.astype(jnp.uint32) * UNIT_ROWS + (lane >> 5) * 16 + ((lane >> 2) & 7)
-            spread = jnp.uint32(1 << 7 | 1 << 23)
-            bias = tuple(
-                lanes.gather(refs["base"], matrix_row + jnp.uint32(8 * half)) * spread
-                for half in range(2)
-            )
-            lanes.clear(refs["mailbox"])
-            if stream.buffered:
-                down, across = stream.tile[0] // UNIT_ROWS, stream.tile[1] // UNIT_COLUMNS
-                first = row // down * stream.grid[1] + first_unit // across
-                last = stream.grid[0] * stream.grid[1] - 1
-                index = jnp.minimum(first.astype(jnp.uint32) + lane, jnp.uint32(last))
-                if stream.verbatim:
-                    refs["slots"][...] = lanes.gather(refs["slot"], index)
-                if stream.paged:
-                    offset = refs["first_tile"][0].astype(jnp.uint32)
-                    refs["entries"][...] = lanes.gather(refs["page_table"], index + offset)
+        """Looks up what `fetch` must know; `prepare` does the rest while copies are under way."""
+        if stream.buffered:
+            lanes = stream.lanes
+            down, across = stream.tile[0] // UNIT_ROWS, stream.tile[1] // UNIT_COLUMNS
+            first = row // down * stream.grid[1] + first_unit // across
+            last = stream.grid[0] * stream.grid[1] - 1
+            index = jnp.minimum(first.astype(jnp.uint32) + lanes.index(), jnp.uint32(last))
+            if stream.verbatim:
+                refs["slots"][...] = lanes.gather(refs["slot"], index)
+            if stream.paged:
+                offset = refs["first_tile"][0].astype(jnp.uint32)
+                refs["entries"][...] = lanes.gather(refs["page_table"], index + offset)
             plgpu.commit_smem()
-        return cls(stream, refs, row, first_unit, bias)
+        return cls(stream, refs, row, first_unit, steps, ())
+
+    def prepare(self) -> tuple["UnitWalk", tuple[jax.Array, ...]]:
+        """The walk with its row bases, mail for step 0 delivered, and the escapes of step 1."""
+        stream, refs = self.stream, self.refs
+        if stream.width is None:
+            return self, ()
+        lanes = stream.lanes
+        escapes = [self.load_escapes(jnp.int32(step)) for step in range(2)]
+        lane = lanes.index()
+        matrix_row = self.row.astype(jnp.uint32) * UNIT_ROWS + (lane >> 5) * 16 + ((lane >> 2) & 7)
+        spread = jnp.uint32(1 << 7 | 1 << 23)
+        bias = tuple(
+            lanes.gather(refs["base"], matrix_row + jnp.uint32(8 * half)) * spread
+            for half in range(2)
+        )
+        lanes.clear(refs["mailbox"])
+        plgpu.commit_smem()
+        walk = dataclasses.replace(self, bias=bias)
+        walk.deliver(jnp.int32(0), escapes[0])
+        plgpu.commit_smem()
+        return walk, escapes[1]
 
     def _where(self, step: jax.Array) -> dict[str, jax.Array]:
         """Tile, place in the tile, page-table entry and slot of the step's unit."""
@@ -213,7 +229,7 @@ class UnitWalk:
     def fetch(self, step: jax.Array, stage: jax.Array, barrier: Any) -> None:
         """Starts the copy of a step's unit into the buffers of `stage`; one arrival."""
         stream, refs, where = self.stream, self.refs, self._where(step)
-        unit_buffer = refs["units"].at[stage]
+        unit_buffer = refs["units"].at[stage] if "units" in refs else None
         rows = pl.ds(where["down"] * UNIT_ROWS, UNIT_ROWS)
         columns = pl.ds(where["across"] * UNIT_COLUMNS, UNIT_COLUMNS)
         if stream.width is None:
@@ -242,11 +258,14 @@ class UnitWalk:
                 plgpu.copy_gmem_to_smem(source, unit_buffer, barrier)
 
     def load_escapes(self, step: jax.Array) -> tuple[jax.Array, ...]:
-        """The step's escape list, a few entries a lane; loaded ahead to hide the latency."""
+        """The step's escape list, a few entries a lane; loaded ahead to hide the latency.
+
+        Steps beyond the last have that one's list.
+        """
         stream = self.stream
         if stream.width is None:
             return ()
-        where, lane = self._where(step), stream.lanes.index()
+        where, lane = self._where(jnp.minimum(step, self.steps - 1)), stream.lanes.index()
         down, across = stream.tile[0] // UNIT_ROWS, stream.tile[1] // UNIT_COLUMNS
         listed = (jnp.maximum(where["slot"], 0) * down + where["down"]) * across + where["across"]
         first = listed.astype(jnp.uint32) * jnp.uint32(stream.capacity)
