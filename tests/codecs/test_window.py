@@ -1,0 +1,224 @@
+"""The codecs against independent oracles: every bit pattern, every kind of matrix, few bits."""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable
+
+import chex
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from codecjax.codecs import cacheable_tiles, encode, window
+from codecjax.codecs.cast import CastWarning
+from codecjax.errors import UserError
+from codecjax.operations import decode
+from codecjax.tiles import TiledMatrix
+from kernels_pallas.arg_specs import gaussian_weight
+
+WIDTHS = (8, 11, 16)
+CODECS = [("bf16", {}), *[("window", {"width": width}) for width in WIDTHS]]
+every_codec = pytest.mark.parametrize(
+    ("codec", "options"), CODECS, ids=lambda value: value if isinstance(value, str) else None
+)
+
+
+def from_bits(bits: np.ndarray) -> np.ndarray:
+    return np.asarray(bits, np.uint16).view(ml_dtypes.bfloat16)
+
+
+def to_bits(w: object) -> np.ndarray:
+    return np.asarray(w).view(np.uint16)
+
+
+def gaussian(out: int, k: int, seed: int = 0) -> np.ndarray:
+    return np.asarray(gaussian_weight(out, k, seed))
+
+
+def uniform_exponents(out: int, k: int) -> np.ndarray:
+    random = np.random.default_rng(3)
+    return from_bits(random.integers(0, 2**16, (out, k)))
+
+
+MATRICES: dict[str, Callable[[], np.ndarray]] = {
+    "gaussian": lambda: gaussian(512, 512),
+    "all zeros": lambda: np.zeros((256, 512), ml_dtypes.bfloat16),
+    "negative zeros": lambda: np.full((256, 512), -0.0, ml_dtypes.bfloat16),
+    "one row": lambda: gaussian(1, 4096),
+    "one column": lambda: gaussian(4096, 1),
+    "one weight": lambda: gaussian(1, 1),
+    "constant rows": lambda: np.repeat(gaussian(512, 1), 512, axis=1),
+    "all NaN": lambda: from_bits(np.full((256, 256), 0x7FC1)),
+    "infinities": lambda: from_bits(np.full((256, 256), 0xFF80)),
+    "every exponent equally likely": lambda: uniform_exponents(512, 1024),
+    "mostly zero": lambda: np.where(
+        np.random.default_rng(1).random((256, 512)) < 0.9, 0, gaussian(256, 512)
+    ).astype(ml_dtypes.bfloat16),
+    "subnormal": lambda: from_bits(np.random.default_rng(2).integers(0, 128, (256, 256))),
+    "no multiple of a tile": lambda: gaussian(500, 700),
+    "one wild tile": lambda: np.block(
+        [[uniform_exponents(256, 256), gaussian(256, 768)], [gaussian(768, 1024, 1)]]
+    ),
+}
+
+
+@every_codec
+@pytest.mark.parametrize("name", MATRICES)
+def test_every_matrix_survives(name: str, codec: str, options: dict[str, int]) -> None:
+    w = MATRICES[name]()
+    t = encode(w, codec=codec, **options)
+    chex.assert_trees_all_equal(to_bits(decode(t)), to_bits(w))
+    assert t.shape == w.shape
+
+
+@every_codec
+def test_all_65536_bit_patterns_survive(codec: str, options: dict[str, int]) -> None:
+    patterns = np.arange(2**16).reshape(256, 256)
+    # Among ordinary weights, one pattern of a kind per lane, so that they are escapes ...
+    spread = to_bits(gaussian(16384, 256)).copy()
+    spread[::64, :] = patterns
+    t = encode(from_bits(spread), codec=codec, **options)
+    chex.assert_trees_all_equal(to_bits(decode(t)), spread)
+    # ... and by themselves.
+    t = encode(from_bits(patterns), codec=codec, **options)
+    chex.assert_trees_all_equal(to_bits(decode(t)), patterns.astype(np.uint16))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", MATRICES)
+def test_expansion_is_bounded_to_one_percent(name: str, width: int) -> None:
+    w = MATRICES[name]()
+    assert encode(w, codec="window", width=width).nbytes <= 1.01 * 2 * w.size
+
+
+@pytest.mark.parametrize(("width", "most"), [(8, 12.0), (11, 11.7), (16, 12.1)])
+def test_gaussian_weights_take_few_bits(width: int, most: float) -> None:
+    assert 11.0 < encode(gaussian(2048, 2048), codec="window", width=width).bits_per_weight < most
+
+
+def test_sizes_count_every_array() -> None:
+    t = encode(gaussian(512, 1024), codec="window")
+    assert t.nbytes == sum(np.asarray(array).nbytes for array in t.arrays.values())
+    assert t.bits_per_weight == 8 * t.nbytes / (512 * 1024)
+    assert t.codec == "window"
+
+
+def oracle(t: TiledMatrix) -> np.ndarray:
+    """Decodes width 11 from the format's description alone, one weight at a time, in numpy."""
+    arrays = {name: np.asarray(array) for name, array in t.arrays.items()}
+    rows, columns = t.tile
+    w = np.zeros((t.grid[0] * rows, t.grid[1] * columns), np.uint16)
+    for tile in range(t.tiles):
+        top, left = (tile // t.grid[1]) * rows, (tile % t.grid[1]) * columns
+        slot = arrays["slot"][tile]
+        if slot < 0:
+            block = arrays["verbatim"][-(slot + 1)]
+            w[top : top + rows, left : left + columns] = block.view(np.uint16)
+            continue
+        for down, across in np.ndindex(rows // 64, columns // 128):
+            words = arrays["words"][slot, down, across]
+            for register, lane, half in np.ndindex(32, 128, 2):
+                row = 64 * down + 16 * (lane // 32) + 8 * (register % 2) + (lane % 32) // 4
+                column = 128 * across + 8 * (register // 2) + 2 * (lane % 4) + half
+                byte = int(words[register // 2, lane]) >> (16 * (register % 2) + 8 * half) & 0xFF
+                code = [(int(word) >> (16 * half)) & 0xFFFF for word in words[16:, lane]]
+                pair = register // 2
+                if pair < 14:
+                    fraction = (code[pair // 2] >> (9 * (pair % 2))) & 127
+                else:
+                    first, top_bit = ((0, 7), (4, 8))[pair - 14]
+                    fraction = sum(((code[first + i] >> 7) & 3) << (2 * i) for i in range(3))
+                    fraction |= ((code[3] >> top_bit) & 1) << 6
+                number = fraction * 121 // 128
+                digit = number // 11 if register % 2 == 0 else number % 11
+                exponent = int(arrays["base"][tile // t.grid[1], row]) + digit
+                w[top + row, left + column] = (
+                    (byte & 0x80) << 8 | (exponent & 0xFF) << 7 | byte & 0x7F
+                )
+            for entry in arrays["escapes"][slot, down, across]:
+                if not entry & window.VALID:
+                    continue
+                lane, register, half = (entry >> 6) & 127, (entry >> 1) & 31, entry & 1
+                row = top + 64 * down + 16 * (lane // 32) + 8 * (register % 2) + (lane % 32) // 4
+                column = left + 128 * across + 8 * (register // 2) + 2 * (lane % 4) + half
+                w[row, column] = (w[row, column] & 0x807F) | ((entry >> 24) & 0xFF) << 7
+    return w[: t.shape[0], : t.shape[1]]
+
+
+def test_format_is_as_described() -> None:
+    w = gaussian(128, 256).copy()
+    w[3, 7], w[3, 8], w[90, 200] = 1e-30, 1e30, 0
+    t = encode(w, codec="window", tile=(128, 256))
+    assert not t.is_dense
+    chex.assert_trees_all_equal(oracle(t), to_bits(w))
+
+
+def test_rounds_number_the_escapes_of_a_lane() -> None:
+    w = gaussian(128, 256).copy()
+    w[0, 0:2], w[0, 8] = 1e30, 1e-30
+    t = encode(w, codec="window", tile=(128, 256))
+    entries = np.asarray(t.arrays["escapes"])[0, 0, 0]
+    entries = entries[entries != 0]
+    mine = entries[((entries >> window.LANE_SHIFT) & 127) == 0]
+    assert len(mine) >= 3
+    assert sorted((mine >> window.ROUND_SHIFT) & 0xFF) == list(range(len(mine)))
+
+
+def test_verbatim_tiles_need_no_decode() -> None:
+    t = encode(MATRICES["one wild tile"](), codec="window")
+    assert t.arrays["verbatim"].shape[0] == 1
+    np.testing.assert_array_equal(np.flatnonzero(~cacheable_tiles(t)), [0])
+    assert not cacheable_tiles(encode(gaussian(256, 256), codec="bf16")).any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_other_floats_are_cast_with_a_report(dtype: type) -> None:
+    w = gaussian(256, 256).astype(np.float32).astype(dtype)
+    w[0, 0], w[0, 1] = dtype(1.001), np.nan
+    with pytest.warns(CastWarning) as caught:
+        t = encode(w)
+    report = caught[0].message.report  # type: ignore[union-attr]
+    assert (report.weights, report.dtype) == (w.size, np.dtype(dtype).name)
+    assert report.changed >= 1
+    assert math.isclose(report.max_error, abs(float(w[0, 0]) - 1.0), rel_tol=1e-3)
+    expected = w.astype(np.float32).astype(ml_dtypes.bfloat16)
+    assert np.array_equal(np.asarray(decode(t)), expected, equal_nan=True)
+
+
+def test_float32_that_overflows_is_counted() -> None:
+    w = np.ones((256, 256), np.float32)
+    w[5, 5] = 3.4e38
+    with pytest.warns(CastWarning, match="1 overflowed to infinity"):
+        encode(w)
+
+
+def test_bf16_is_not_cast() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode(gaussian(64, 128))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"codec": "zip"}, "unknown codec 'zip': choose one of bf16, window"),
+        ({"width": 9}, "no width 9: choose one of 8, 11, 16"),
+        ({"level": 1}, "no option 'level'"),
+        ({"tile": (100, 128)}, "tile 100x128 is not a positive multiple of 64x128"),
+        ({"w": jnp.zeros(5, jnp.bfloat16)}, r"shape \(5,\) cannot be encoded"),
+        ({"w": jnp.zeros((0, 5), jnp.bfloat16)}, r"shape \(0, 5\) cannot be encoded"),
+        ({"w": jnp.zeros((4, 4), jnp.int32)}, "int32"),
+    ],
+)
+def test_bad_input_is_named(arguments: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        encode(**{"w": jnp.ones((64, 128), jnp.bfloat16), **arguments})
+
+
+def test_tiled_matrices_are_pytrees_whose_format_is_static() -> None:
+    t = encode(gaussian(256, 256))
+    assert dataclasses.replace(t, version=2) != t
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        t.version = 2  # type: ignore[misc]

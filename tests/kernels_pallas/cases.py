@@ -1,0 +1,87 @@
+"""Matrices and residencies that the kernels must treat right, on a CPU as on a GPU."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from codecjax.codecs import encode
+from codecjax.tiles import DECODE, Residency, TiledMatrix, fill_entry, units_per_tile
+from kernels_pallas.arg_specs import gaussian_weight
+
+FIRST_TILE = 3
+PAGES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A matrix and how it is stored.
+
+    Attributes:
+      name: for test ids.
+      shape: (OUT, K).
+      codec: codec name.
+      width: of window.
+      escapes: "few" as they come, "verbatim" for tiles that must be stored verbatim too.
+      tile: (rows, columns).
+    """
+
+    name: str
+    shape: tuple[int, int]
+    codec: str = "window"
+    width: int = 11
+    escapes: str = "few"
+    # Smaller than usual: the interpreter is slow.
+    tile: tuple[int, int] = (128, 256)
+
+    def weight(self) -> jax.Array:
+        w = gaussian_weight(*self.shape, seed=7)
+        # One lane holds row 1's columns 0, 1, 8, 9, ...: several escapes for one lane.
+        w = w.at[1, 8:10].set(2.0**-60).at[1, 16].set(2.0**40).at[2, 5].set(-0.0)
+        if self.escapes == "verbatim":
+            w = w.at[0, :100].set(2.0**-100)
+        return w
+
+    def tiled(self) -> TiledMatrix:
+        options = {"width": self.width} if self.codec == "window" else {}
+        return encode(self.weight(), codec=self.codec, tile=self.tile, **options)
+
+
+CASES = (
+    Case("width 11", (128, 512)),
+    Case("width 8", (128, 512), width=8),
+    Case("width 16", (128, 512), width=16),
+    Case("verbatim tile", (256, 512), escapes="verbatim"),
+    Case("no multiple of a tile", (250, 500)),
+    Case("tile of one unit", (128, 256), tile=(64, 128)),
+    Case("dense", (128, 512), codec="bf16"),
+)
+
+
+def bits(w: jax.Array) -> np.ndarray:
+    """The bit patterns of bf16 weights: NaN equals NaN, 0 differs from -0."""
+    return np.asarray(jax.lax.bitcast_convert_type(w, jnp.uint16))
+
+
+def residency(t: TiledMatrix, entries: list[int]) -> Residency:
+    """A residency whose tiles from FIRST_TILE on belong to `t`; pages and record are poisoned."""
+    table = np.full(FIRST_TILE + t.tiles + 1, DECODE, np.int32)
+    table[FIRST_TILE : FIRST_TILE + len(entries)] = entries
+    return Residency(
+        pages=jnp.full((PAGES, *t.tile), 7.0, jnp.bfloat16),
+        page_table=jnp.asarray(table),
+        decoded=jnp.full((table.size, units_per_tile(t.tile)), 9, jnp.int32),
+    )
+
+
+def tile_of(w: jax.Array, t: TiledMatrix, tile: int) -> jax.Array:
+    """Tile number `tile` of a weight, padded with zeros at the edges."""
+    rows, columns = t.tile
+    padded = jnp.pad(w, ((0, -w.shape[0] % rows), (0, -w.shape[1] % columns)))
+    row, column = divmod(tile, t.grid[1])
+    return padded[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
+
+
+FILLS = [DECODE, fill_entry(4)]
+HITS = [DECODE, 4]

@@ -1,0 +1,94 @@
+"""The kernels compiled and run on a GPU: the same cases, and the shapes of real models."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kernels_pallas
+from codecjax.codecs import encode
+from codecjax.tiles import Residency, units_per_tile
+from kernels_pallas.arg_specs import ALL, MatrixSpec, activations, gaussian_weight
+from kernels_pallas.implementations import MOSAIC_GPU
+from tests.kernels_pallas.cases import (
+    CASES,
+    FILLS,
+    FIRST_TILE,
+    HITS,
+    Case,
+    bits,
+    residency,
+    tile_of,
+)
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def _gpu() -> None:
+    assert kernels_pallas.implementations()[MOSAIC_GPU] is None
+
+
+@pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec.name)
+def test_real_shapes(spec: MatrixSpec) -> None:
+    """Bit-exact decode; products within float32 rounding of float64, equal for every codec."""
+    w = gaussian_weight(spec.out, spec.k, seed=1)
+    t, dense = encode(w, codec="window"), encode(w, codec="bf16")
+    decoded, _ = kernels_pallas.decode(t, implementation=MOSAIC_GPU)
+    chex.assert_trees_all_equal(bits(decoded), bits(w))
+    x = activations(5, spec.k, seed=2)
+    y, _ = kernels_pallas.matmul(x, t, implementation=MOSAIC_GPU)
+    exact = np.asarray(x, np.float64) @ np.asarray(w, np.float32).astype(np.float64).T
+    assert np.linalg.norm(np.asarray(y) - exact) < 1e-5 * np.linalg.norm(exact)
+    baseline, _ = kernels_pallas.matmul(x, dense, implementation=MOSAIC_GPU)
+    chex.assert_trees_all_equal(y, baseline)
+
+
+@pytest.mark.parametrize("n", [1, 8, 16, 33, 64, 200])
+def test_batches(n: int) -> None:
+    case = CASES[3]
+    x = activations(n, case.shape[1], seed=n)
+    y, _ = kernels_pallas.matmul(x, case.tiled(), implementation=MOSAIC_GPU)
+    exact = np.asarray(x, np.float64) @ np.asarray(case.weight(), np.float64).T
+    assert np.linalg.norm(np.asarray(y) - exact) < 1e-5 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.codec != "bf16"], ids=lambda case: case.name
+)
+def test_pages_are_filled_and_read(case: Case) -> None:
+    t, x = case.tiled(), activations(3, case.shape[1], seed=1)
+    alone, _ = kernels_pallas.matmul(x, t, implementation=MOSAIC_GPU)
+    filled, after = kernels_pallas.matmul(
+        x, t, residency(t, FILLS), FIRST_TILE, implementation=MOSAIC_GPU
+    )
+    chex.assert_trees_all_equal(filled, alone)
+    assert after is not None
+    chex.assert_trees_all_equal(bits(after.pages[4]), bits(tile_of(case.weight(), t, 1)))
+    resident = Residency(after.pages, residency(t, HITS).page_table, after.decoded)
+    read, hit = kernels_pallas.matmul(x, t, resident, FIRST_TILE, implementation=MOSAIC_GPU)
+    chex.assert_trees_all_equal(read, alone)
+    assert hit is not None
+    assert (hit.decoded[FIRST_TILE + 1] == 0).all()
+
+
+def test_random_plans_compile_once_and_count_their_work() -> None:
+    t = encode(gaussian_weight(1024, 1024, seed=3), codec="window")
+    x, random = activations(1, 1024, seed=4), np.random.default_rng(5)
+    alone, _ = kernels_pallas.matmul(x, t, implementation=MOSAIC_GPU)
+    pages = jnp.stack([tile_of(gaussian_weight(1024, 1024, seed=3), t, i) for i in range(t.tiles)])
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(x: jax.Array, held: Residency) -> tuple[jax.Array, jax.Array]:
+        y, after = kernels_pallas.matmul(x, t, held, implementation=MOSAIC_GPU)
+        assert after is not None
+        return y, after.decoded.sum()
+
+    for _ in range(50):
+        table = np.where(random.random(t.tiles) < 0.5, np.arange(t.tiles), -1).astype(np.int32)
+        decoded = jnp.zeros((t.tiles, units_per_tile(t.tile)), jnp.int32)
+        y, count = step(x, Residency(pages, jnp.asarray(table), decoded))
+        chex.assert_trees_all_equal(y, alone)
+        assert int(count) == int((table < 0).sum()) * units_per_tile(t.tile)

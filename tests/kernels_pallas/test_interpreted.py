@@ -1,0 +1,109 @@
+"""The Mosaic GPU kernels in the Pallas interpreter: the same bits as the reference."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from codecjax.codecs import cacheable_tiles
+from kernels_pallas import decode_mosaic_gpu, matmul_mosaic_gpu, reference_xla
+from kernels_pallas.arg_specs import activations
+from tests.kernels_pallas.cases import (
+    CASES,
+    FILLS,
+    FIRST_TILE,
+    HITS,
+    Case,
+    bits,
+    residency,
+    tile_of,
+)
+
+NO_TILE = jnp.int32(0)
+FIRST = jnp.int32(FIRST_TILE)
+by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+compressed = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.codec != "bf16"], ids=lambda case: case.name
+)
+
+
+@by_name
+def test_decode_gives_back_every_bit(case: Case) -> None:
+    w, _ = decode_mosaic_gpu.decode(case.tiled(), None, NO_TILE, interpret=True)
+    chex.assert_trees_all_equal(bits(w), bits(case.weight()))
+
+
+@by_name
+def test_matmul_is_right_and_the_same_whatever_the_codec(case: Case) -> None:
+    x = activations(3, case.shape[1], seed=1)
+    y, _ = matmul_mosaic_gpu.matmul(x, case.tiled(), None, NO_TILE, interpret=True)
+    exact = np.asarray(x, np.float64) @ np.asarray(case.weight(), np.float64).T
+    assert np.linalg.norm(np.asarray(y) - exact) < 1e-6 * np.linalg.norm(exact)
+    dense = Case("dense", case.shape, codec="bf16", escapes=case.escapes).tiled()
+    baseline, _ = matmul_mosaic_gpu.matmul(x, dense, None, NO_TILE, interpret=True)
+    chex.assert_trees_all_equal(y, baseline)
+
+
+@compressed
+def test_matmul_fills_a_page_and_then_reads_it(case: Case) -> None:
+    t, x = case.tiled(), activations(3, case.shape[1], seed=1)
+    decodes = cacheable_tiles(t)
+    alone, _ = matmul_mosaic_gpu.matmul(x, t, None, NO_TILE, interpret=True)
+    filled, after = matmul_mosaic_gpu.matmul(x, t, residency(t, FILLS), FIRST, interpret=True)
+    chex.assert_trees_all_equal(filled, alone)
+    assert after is not None
+    assert after.pages is not None
+    chex.assert_trees_all_equal(bits(after.pages[4]), bits(tile_of(case.weight(), t, 1)))
+    untouched = jnp.delete(after.pages, 4, axis=0)
+    assert (untouched == 7.0).all()
+    mine = after.decoded[FIRST_TILE : FIRST_TILE + t.tiles]
+    np.testing.assert_array_equal(mine, np.repeat(decodes[:, None], mine.shape[1], 1))
+    assert (after.decoded[:FIRST_TILE] == 9).all()
+
+    resident = residency(t, HITS)
+    # What is in the page is what gets multiplied: nothing decodes behind the cache's back.
+    marked = jax.tree.map(lambda leaf: leaf, resident)
+    read, hit = matmul_mosaic_gpu.matmul(
+        x, t, type(marked)(after.pages, resident.page_table, after.decoded), FIRST, interpret=True
+    )
+    chex.assert_trees_all_equal(read, alone)
+    poisoned, _ = matmul_mosaic_gpu.matmul(x, t, resident, FIRST, interpret=True)
+    assert not np.array_equal(poisoned, alone)
+    assert hit is not None
+    mine = hit.decoded[FIRST_TILE : FIRST_TILE + t.tiles]
+    assert (mine[1] == 0).all()
+    assert (mine[0] == int(decodes[0])).all()
+
+
+@compressed
+def test_decode_fills_and_reads_pages_as_the_reference_does(case: Case) -> None:
+    t = case.tiled()
+    for entries in (FILLS, HITS):
+        mosaic, after = decode_mosaic_gpu.decode(t, residency(t, entries), FIRST, interpret=True)
+        reference, expected = reference_xla.decode(t, residency(t, entries), FIRST)
+        chex.assert_trees_all_equal(bits(mosaic), bits(reference))
+        assert after is not None
+        assert expected is not None
+        chex.assert_trees_all_equal(bits(after.pages), bits(expected.pages))
+        chex.assert_trees_all_equal(after.decoded, expected.decoded)
+
+
+@pytest.mark.parametrize("n", [1, 9, 33, 64])
+def test_matmul_multiplies_any_number_of_rows(n: int) -> None:
+    case = CASES[0]
+    x = activations(n, case.shape[1], seed=n)
+    y, _ = matmul_mosaic_gpu.matmul(x, case.tiled(), None, NO_TILE, interpret=True)
+    exact = np.asarray(x, np.float64) @ np.asarray(case.weight(), np.float64).T
+    assert y.shape == exact.shape
+    assert np.linalg.norm(np.asarray(y) - exact) < 1e-6 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("splits", [1, 2, 4])
+def test_every_split_of_k_gives_the_sum(splits: int) -> None:
+    case = CASES[0]
+    x = activations(2, case.shape[1], seed=2)
+    config = matmul_mosaic_gpu.MatmulConfig(splits=splits, stages=2)
+    y, _ = matmul_mosaic_gpu.matmul(x, case.tiled(), None, NO_TILE, config=config, interpret=True)
+    exact = np.asarray(x, np.float64) @ np.asarray(case.weight(), np.float64).T
+    assert np.linalg.norm(np.asarray(y) - exact) < 1e-6 * np.linalg.norm(exact)
