@@ -44,7 +44,7 @@ def seconds_of(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _slope(calls: dict[int, Callable[[], Any]], repeats: int) -> float:
+def slope(calls: dict[int, Callable[[], Any]], repeats: int) -> float:
     """Seconds of one application, from calls that apply n1 < n2 times (the dict's keys)."""
     for call in calls.values():
         jax.block_until_ready(call())
@@ -55,8 +55,8 @@ def _slope(calls: dict[int, Callable[[], Any]], repeats: int) -> float:
     (fewer, first), (more, second) = sorted(
         (count, statistics.median(seconds)) for count, seconds in samples.items()
     )
-    slope = (second - first) / (more - fewer)
-    return slope if slope > 0 else second / more
+    difference = (second - first) / (more - fewer)
+    return difference if difference > 0 else second / more
 
 
 def slope_seconds(
@@ -81,7 +81,7 @@ def slope_seconds(
     if not 0 < counts[0] < counts[1]:
         raise ValueError(f"counts must rise from at least 1, not {counts}")
     inputs = tuple(inputs)
-    return _slope({n: functools.partial(repeat(function, n), inputs) for n in counts}, repeats)
+    return slope({n: functools.partial(repeat(function, n), inputs) for n in counts}, repeats)
 
 
 def copy_bandwidth(array_bytes: int | None = None, repeats: int = 5) -> float:
@@ -105,5 +105,5 @@ def copy_bandwidth(array_bytes: int | None = None, repeats: int = 5) -> float:
         held[0] = rewrite(held[0], passes)
         return held[0]
 
-    seconds = _slope({n: functools.partial(timed, n) for n in _COPY_PASSES}, repeats)
+    seconds = slope({n: functools.partial(timed, n) for n in _COPY_PASSES}, repeats)
     return 2 * 4 * size / seconds

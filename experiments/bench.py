@@ -1,0 +1,235 @@
+"""Times the kernels against XLA's bf16 dot, cuBLAS and the bytes they must move, in one run.
+
+    XLA_PYTHON_CLIENT_PREALLOCATE=false python -m experiments.bench --output=runs/bench.json
+
+Needs a GPU on which `mosaic_gpu` runs. All times are device seconds of one application by
+slope timing, over different matrices in turn that together exceed the GPU's L2 several times;
+cuBLAS is called through PyTorch, where that is installed, and replayed from a CUDA graph.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+import kernels_pallas
+from codecjax.codecs import encode
+from codecjax.tiles import Residency, TiledMatrix, units_per_tile
+from experiments import cli, environment, formats, timing
+from experiments.records import write_json
+from kernels_pallas.arg_specs import LLAMA_8B, TINYLLAMA, MatrixSpec, activations, gaussian_weight
+from kernels_pallas.implementations import MOSAIC_GPU
+
+_OUTPUT = "output"
+_BATCHES = "batches"
+
+# Bytes of all matrices of a measurement together: several times an H100's or H200's L2.
+ROTATED_BYTES = 256 * 2**20
+# Compiling limits how many small matrices take turns.
+MOST_COPIES = 32
+# Weights read between the two call counts, so that their difference is well above noise.
+SLOPE_BYTES = 2**30
+
+
+def cublas_seconds(x: jax.Array, weights: Sequence[jax.Array]) -> float | None:
+    """Seconds of x @ w.T by cuBLAS, from a CUDA graph; None where PyTorch is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    a, matrices = torch.from_dlpack(x), [torch.from_dlpack(w) for w in weights]
+    outputs = [torch.empty(x.shape[0], w.shape[0], dtype=a.dtype, device="cuda") for w in weights]
+
+    def multiply() -> None:
+        for matrix, output in zip(matrices, outputs, strict=True):
+            torch.matmul(a, matrix.T, out=output)
+
+    multiply()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        multiply()
+    seconds = []
+    for _ in range(20):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        seconds.append(1e-3 * start.elapsed_time(end) / len(matrices))
+    return float(np.median(seconds))
+
+
+def dot(x: jax.Array, w: jax.Array) -> jax.Array:
+    """XLA's own product of bf16 matrices."""
+    return jax.lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def paged_seconds(
+    x: jax.Array, matrices: Sequence[TiledMatrix], resident: bool, counts: tuple[int, int]
+) -> float:
+    """Seconds of a product with a page pool in place, all tiles resident or none."""
+    tiles = matrices[0].tiles
+    total = len(matrices) * tiles
+    pages = jnp.concatenate([_pages(t) for t in matrices])
+    table = np.arange(total) if resident else np.full(total, -1)
+    decoded = jnp.zeros((total, units_per_tile(matrices[0].tile)), jnp.int32)
+
+    def applications(count: int, held: Residency) -> Any:
+        outputs = []
+        for index in range(count):
+            place = index % len(matrices)
+            y, after = kernels_pallas.matmul(
+                x, matrices[place], held, place * tiles, implementation=MOSAIC_GPU
+            )
+            assert after is not None
+            held = after
+            outputs.append(y)
+        return outputs, held
+
+    state = [Residency(pages, jnp.asarray(table, jnp.int32), decoded)]
+    jitted = jax.jit(applications, static_argnums=0, donate_argnums=1)
+
+    def call(count: int) -> Any:
+        outputs, state[0] = jitted(count, state[0])
+        return outputs
+
+    return timing.slope({count: functools.partial(call, count) for count in counts}, repeats=7)
+
+
+def _pages(t: TiledMatrix) -> jax.Array:
+    """bf16[T, rows, columns]: all tiles of a matrix, decoded."""
+    (down, across), (rows, columns) = t.grid, t.tile
+    w, _ = kernels_pallas.decode(t, implementation=MOSAIC_GPU)
+    return w.reshape(down, rows, across, columns).swapaxes(1, 2).reshape(-1, rows, columns)
+
+
+def measure(spec: MatrixSpec, batches: Sequence[int], bandwidth: float) -> list[dict[str, Any]]:
+    """One row per op and batch: seconds by variant, and the floors.
+
+    Args:
+      spec: the matrix shape.
+      batches: rows N of x; the first is also measured with pages.
+      bandwidth: bytes a second of a large copy, read plus written.
+    """
+    size = 2 * spec.out * spec.k
+    copies = min(MOST_COPIES, max(3, -(-ROTATED_BYTES // size)))
+    fewer = min(copies, max(2, SLOPE_BYTES // size // 4))
+    counts = (fewer, 3 * fewer) if fewer == copies else (fewer, 5 * fewer)
+    weights = [gaussian_weight(spec.out, spec.k, seed) for seed in range(copies)]
+    window = [encode(w, codec="window") for w in weights]
+    dense = [encode(w, codec="bf16") for w in weights]
+    seconds = functools.partial(timing.slope_seconds, counts=counts, repeats=7)
+
+    def fused(x: jax.Array, t: TiledMatrix) -> jax.Array:
+        return kernels_pallas.matmul(x, t, implementation=MOSAIC_GPU)[0]
+
+    common = {"spec": spec.name, "out": spec.out, "k": spec.k}
+    common |= {"bits_per_weight": window[0].bits_per_weight, "copies": copies}
+    rows: list[dict[str, Any]] = []
+    for batch in batches:
+        x = activations(batch, spec.k, seed=batch)
+        variants: dict[str, float | None] = {
+            "xla_bf16": seconds(functools.partial(dot, x), weights),
+            "cublas_bf16": cublas_seconds(x, weights),
+            "mosaic_bf16": seconds(functools.partial(fused, x), dense),
+            "mosaic_window": seconds(functools.partial(fused, x), window),
+        }
+        if batch == batches[0]:
+            variants["mosaic_window_none_resident"] = paged_seconds(x, window, False, counts)
+            variants["mosaic_window_all_resident"] = paged_seconds(x, window, True, counts)
+        floors = {"bf16": size / bandwidth, "window": window[0].nbytes / bandwidth}
+        rows.append(
+            {**common, "op": "matmul", "batch": batch, "seconds": variants, "floor_seconds": floors}
+        )
+    decode_counts = (max(1, counts[0] // 4), counts[0])
+
+    def decode(t: TiledMatrix) -> jax.Array:
+        return kernels_pallas.decode(t, implementation=MOSAIC_GPU)[0]
+
+    decoded = timing.slope_seconds(decode, window, decode_counts, repeats=7)
+    rows.append(
+        {
+            **common,
+            "op": "decode",
+            "batch": None,
+            "seconds": {"mosaic_window": decoded},
+            "floor_seconds": {"window": (window[0].nbytes + size) / bandwidth},
+            "output_bytes_per_second": size / decoded,
+        }
+    )
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The figures as people read them."""
+    result = Table(title="Kernels", title_justify="left")
+    headings = ("matrix", "op", "batch", "XLA bf16", "cuBLAS bf16", "mosaic bf16", "mosaic window")
+    for heading in (*headings, "floor", "none resident", "all resident", "vs XLA", "vs cuBLAS"):
+        result.add_column(heading, justify="left" if heading in ("matrix", "op") else "right")
+    for row in rows:
+        times = row["seconds"]
+        own = times["mosaic_window"]
+        ratios = [
+            None if times.get(other) is None else times[other] / own
+            for other in ("xla_bf16", "cublas_bf16")
+        ]
+        shown = (
+            "xla_bf16",
+            "cublas_bf16",
+            "mosaic_bf16",
+            "mosaic_window",
+        )
+        result.add_row(
+            row["spec"],
+            row["op"],
+            formats.MISSING if row["batch"] is None else str(row["batch"]),
+            *[formats.seconds(times.get(name)) for name in shown],
+            formats.seconds(row["floor_seconds"]["window"]),
+            formats.seconds(times.get("mosaic_window_none_resident")),
+            formats.seconds(times.get("mosaic_window_all_resident")),
+            *[formats.factor(ratio) for ratio in ratios],
+        )
+    return result
+
+
+def _batches_of(spec: MatrixSpec, batches: Sequence[int]) -> Sequence[int]:
+    # A batch beyond 1 is measured where bandwidth, not launching, decides.
+    return batches if spec in LLAMA_8B else batches[:1]
+
+
+def main(argv: list[str]) -> int:
+    del argv
+    kernels_pallas.resolve(MOSAIC_GPU)
+    console = Console(width=170)
+    batches = [int(batch) for batch in flags.FLAGS[_BATCHES].value]
+    bandwidth = timing.copy_bandwidth()
+    console.print(f"copy bandwidth {bandwidth / 1e9:,.0f} GB/s, read plus written")
+    rows: list[dict[str, Any]] = []
+    for spec in (LLAMA_8B[0], *TINYLLAMA):
+        rows += measure(spec, _batches_of(spec, batches), bandwidth)
+        console.print(table(rows[-1:] if len(rows) > 1 else rows))
+    console.print(table(rows))
+    record = {
+        "environment": environment.describe({"matmul": MOSAIC_GPU, "decode": MOSAIC_GPU}),
+        "copy_bytes_per_second": bandwidth,
+        "rows": rows,
+    }
+    output = Path(flags.FLAGS[_OUTPUT].value)
+    write_json(output, record)
+    console.print(f"record: {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string(_OUTPUT, "runs/bench.json", "Where the record goes.")
+    flags.DEFINE_list(_BATCHES, ["1", "16", "64"], "Rows of x; small matrices take the first.")
+    cli.run(main)
