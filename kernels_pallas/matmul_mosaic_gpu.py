@@ -43,7 +43,7 @@ def choose_config(units_down: int, units_across: int) -> MatmulConfig:
     splits = next((d for d in fitting if d >= wanted), fitting[-1])
     while splits > fitting[0] and units_across // splits < 2:
         splits = max(d for d in fitting if d < splits)
-    return MatmulConfig(splits, stages=3)
+    return MatmulConfig(splits, stages=2)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "interpret"))
