@@ -241,10 +241,11 @@ def decode_compressed(
       bf16[rows, columns].
     """
     shifted = base.astype(jnp.uint32).reshape(-1, 1, 4, 2, 8) * jnp.uint32(1 << 7 | 1 << 23)
-    lanes = jnp.repeat(shifted, 4, axis=-1)
-    bias = [lanes[:, :, :, half].reshape(-1, 1, window_layout.LANES) for half in range(2)]
-    pairs = window_layout.unpack([words[:, :, i] for i in range(words.shape[2])], bias, width)
-    both = jax.lax.bitcast_convert_type(jnp.stack(pairs, axis=2), jnp.uint16)
+    by_lane = jnp.repeat(shifted, 4, axis=-1)
+    halves = jnp.swapaxes(by_lane, 2, 3).reshape(-1, 1, 2, window_layout.LANES)
+    bias = jnp.tile(halves, (1, 1, window_layout.REGISTERS // 2, 1))
+    registers = window_layout.unpack_all(words, bias, width)
+    both = jax.lax.bitcast_convert_type(registers, jnp.uint16)
     patched = jax.vmap(jax.vmap(_patch))(both, escapes)
     return jax.lax.bitcast_convert_type(window_layout.row_order(patched), jnp.bfloat16)
 

@@ -20,8 +20,8 @@ plus the digit. `words` of a lane:
                       exponent bits; the four spare exponent bits of three words hold one of
                       the remaining four registers
 
-The same unpacking runs as reference and inside the kernels, on any arrays of uint32; kernels
-replace the two byte operations by single instructions.
+`unpack` runs inside the kernels, register by register; they replace the two byte operations by
+single instructions. `unpack_all` is the reference: the same bits from whole arrays.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,60 +77,58 @@ def _halves(values: jax.Array) -> jax.Array:
     return values[..., 0] | (values[..., 1] << _u32(16))
 
 
-def _pack_bytes(sign_mantissa: jax.Array) -> list[jax.Array]:
-    words = []
-    for q in range(REGISTERS // 2):
-        low, high = sign_mantissa[..., 2 * q, :, :], sign_mantissa[..., 2 * q + 1, :, :]
-        words.append(
-            low[..., 0]
-            | (low[..., 1] << _u32(8))
-            | (high[..., 0] << _u32(16))
-            | (high[..., 1] << _u32(24))
-        )
-    return words
+def _rows(*values: int) -> jax.Array:
+    """uint32[n, 1]: one value for each of n words or registers, whatever the lane."""
+    return jnp.array(values, jnp.uint32)[:, None]
 
 
-def _pack_3_bits(digits: jax.Array) -> list[jax.Array]:
-    words = []
-    for first in range(0, REGISTERS, 16):
-        code = [_halves(digits[..., first + j, :, :]) for j in range(16)]
-        for k in range(3):
-            word = ((code[15] >> _u32(k)) & _u32(0x00010001)) << _u32(15)
-            for j in range(5):
-                word = word | (code[5 * k + j] << _u32(3 * j))
-            words.append(word)
-    return words
+def _pack_bytes(sign_mantissa: jax.Array) -> jax.Array:
+    pairs = sign_mantissa.reshape(*sign_mantissa.shape[:-3], REGISTERS // 2, 2, LANES, 2)
+    low, high = pairs[..., 0, :, :], pairs[..., 1, :, :]
+    return (
+        low[..., 0]
+        | (low[..., 1] << _u32(8))
+        | (high[..., 0] << _u32(16))
+        | (high[..., 1] << _u32(24))
+    )
 
 
-def _pack_base_11(digits: jax.Array) -> list[jax.Array]:
+def _pack_3_bits(digits: jax.Array) -> jax.Array:
+    code = _halves(digits)
+    code = code.reshape(*code.shape[:-2], 2, 16, LANES)
+    fives = code[..., :15, :].reshape(*code.shape[:-2], 3, 5, LANES)
+    last = (code[..., 15:, :] >> _rows(0, 1, 2)) & _u32(0x00010001)
+    words = last << _u32(15)
+    for j in range(5):
+        words |= fives[..., j, :] << _u32(3 * j)
+    return words.reshape(*code.shape[:-3], 6, LANES)
+
+
+def _pack_base_11(digits: jax.Array) -> jax.Array:
     number = digits[..., 0::2, :, :] * _u32(11) + digits[..., 1::2, :, :]
-    fraction = (number * _u32(128) + _u32(120)) // _u32(121)
-    f = [_halves(fraction[..., i, :, :]) for i in range(16)]
-    words = [f[2 * k] | (f[2 * k + 1] << _u32(9)) for k in range(7)]
-    for extra, first in ((14, 0), (15, 4)):
-        for k in range(3):
-            words[first + k] |= ((f[extra] >> _u32(2 * k)) & _u32(0x00030003)) << _u32(7)
-    words[3] |= ((f[14] >> _u32(6)) & _u32(0x00010001)) << _u32(7)
-    words[3] |= ((f[15] >> _u32(6)) & _u32(0x00010001)) << _u32(8)
-    return words
+    f = _halves((number * _u32(128) + _u32(120)) // _u32(121))
+    last, top = f[..., 14:, :], (f[..., 14:, :] >> _u32(6)) & _u32(0x00010001)
+    spare = [
+        ((last[..., :1, :] >> _rows(0, 2, 4)) & _u32(0x00030003)) << _u32(7),
+        (top[..., :1, :] << _u32(7)) | (top[..., 1:, :] << _u32(8)),
+        ((last[..., 1:, :] >> _rows(0, 2, 4)) & _u32(0x00030003)) << _u32(7),
+    ]
+    return f[..., 0:14:2, :] | (f[..., 1:14:2, :] << _u32(9)) | jnp.concatenate(spare, axis=-2)
 
 
-def _pack_in_place(sign_mantissa: jax.Array, digits: jax.Array) -> list[jax.Array]:
+def _pack_in_place(sign_mantissa: jax.Array, digits: jax.Array) -> jax.Array:
     sign, mantissa = sign_mantissa & _u32(0x80), sign_mantissa & _u32(0x7F)
     full = _halves((sign << _u32(8)) | (digits << _u32(7)) | mantissa)
-    words = []
-    for first in range(0, REGISTERS, 16):
-        group = [full[..., first + j, :] for j in range(16)]
-        for k in range(4):
-            spread = group[12 + k]
-            words.append(group[3 * k] | ((spread & _u32(0x000F000F)) << _u32(11)))
-            words.append(group[3 * k + 1] | ((spread & _u32(0x00F000F0)) << _u32(7)))
-            words.append(
-                group[3 * k + 2]
-                | ((spread & _u32(0x07000700)) << _u32(3))
-                | ((spread & _u32(0x80008000)) >> _u32(1))
-            )
-    return words
+    full = full.reshape(*full.shape[:-2], 2, 16, LANES)
+    threes = full[..., :12, :].reshape(*full.shape[:-2], 4, 3, LANES)
+    spread = full[..., 12:, :]
+    parts = [
+        (spread & _u32(0x000F000F)) << _u32(11),
+        (spread & _u32(0x00F000F0)) << _u32(7),
+        ((spread & _u32(0x07000700)) << _u32(3)) | ((spread & _u32(0x80008000)) >> _u32(1)),
+    ]
+    words = threes | jnp.stack(parts, axis=-2)
+    return words.reshape(*full.shape[:-3], 24, LANES)
 
 
 def pack(sign_mantissa: jax.Array, digits: jax.Array, width: int) -> jax.Array:
@@ -145,11 +143,9 @@ def pack(sign_mantissa: jax.Array, digits: jax.Array, width: int) -> jax.Array:
       uint32[..., WORDS[width], 128].
     """
     if width == 16:
-        words = _pack_in_place(sign_mantissa, digits)
-    else:
-        pack_digits = _pack_3_bits if width == 8 else _pack_base_11
-        words = _pack_bytes(sign_mantissa) + pack_digits(digits)
-    return jnp.stack(words, axis=-2)
+        return _pack_in_place(sign_mantissa, digits)
+    pack_digits = _pack_3_bits if width == 8 else _pack_base_11
+    return jnp.concatenate([_pack_bytes(sign_mantissa), pack_digits(digits)], axis=-2)
 
 
 def _exponents_3_bits(words: Sequence[jax.Array], bias: Sequence[jax.Array]) -> list[jax.Array]:
@@ -226,3 +222,62 @@ def unpack(
         return _unpack_in_place(words, bias)
     exponents = (_exponents_3_bits if width == 8 else _exponents_base_11)(words, bias)
     return [merge(spread(words[j // 2], bool(j % 2)), exponents[j]) for j in range(REGISTERS)]
+
+
+def _interleave(even: jax.Array, odd: jax.Array) -> jax.Array:
+    """uint32[..., n, 128] twice -> [..., 2n, 128], taken in turn."""
+    both = jnp.stack([even, odd], axis=-2)
+    return both.reshape(*even.shape[:-2], -1, LANES)
+
+
+def _all_exponents_3_bits(words: jax.Array, bias: jax.Array) -> jax.Array:
+    w = words[..., 16:, :].reshape(*words.shape[:-2], 2, 3, LANES)
+    fives = [_shift(w, 7 - 3 * j) & _u32(0x03800380) for j in range(5)]
+    first = jnp.stack(fives, axis=-2).reshape(*words.shape[:-2], 2, 15, LANES)
+    last = (w >> _rows(8, 7, 6)) & _rows(0x00800080, 0x01000100, 0x02000200)
+    digits = jnp.concatenate([first, last.sum(axis=-2, keepdims=True, dtype=jnp.uint32)], axis=-2)
+    return digits.reshape(*words.shape[:-2], REGISTERS, LANES) + bias
+
+
+def _all_exponents_base_11(words: jax.Array, bias: jax.Array) -> jax.Array:
+    c = words[..., 16:, :]
+    seven = _u32(0x007F007F)
+    fractions = [_interleave(c & seven, (c >> _u32(9)) & seven)]
+    for first, top in ((0, 1), (4, 2)):
+        parts = (c[..., first : first + 3, :] >> _rows(7, 5, 3)) & _rows(
+            0x00030003, 0x000C000C, 0x00300030
+        )
+        low = parts.sum(axis=-2, keepdims=True, dtype=jnp.uint32)
+        fractions.append(low | ((c[..., 3:4, :] >> _u32(top)) & _u32(0x00400040)))
+    even = jnp.concatenate(fractions, axis=-2) * _u32(11) + bias[..., 0::2, :]
+    return _interleave(even, (even & seven) * _u32(11) + bias[..., 1::2, :])
+
+
+def _unpack_all_in_place(words: jax.Array, bias: jax.Array) -> jax.Array:
+    w = words.reshape(*words.shape[:-2], 2, 4, 3, LANES)
+    a, b, c = (w[..., i, :] for i in range(3))
+    spread = ((a >> _u32(11)) & _u32(0x000F000F)) | ((b >> _u32(7)) & _u32(0x00F000F0))
+    spread |= ((c >> _u32(3)) & _u32(0x07000700)) | ((c << _u32(1)) & _u32(0x80008000))
+    threes = (w & _u32(0x87FF87FF)).reshape(*words.shape[:-2], 2, 12, LANES)
+    full = jnp.concatenate([threes, spread], axis=-2)
+    return full.reshape(*words.shape[:-2], REGISTERS, LANES) + bias
+
+
+def unpack_all(words: jax.Array, bias: jax.Array, width: int) -> jax.Array:
+    """`unpack` by few operations on whole arrays, which XLA compiles several times faster.
+
+    Args:
+      words: uint32[..., WORDS[width], 128].
+      bias: uint32[..., 32, 128], the row base of each register, as `unpack` takes them.
+      width: 8, 11 or 16.
+
+    Returns:
+      uint32[..., 32, 128].
+    """
+    if width == 16:
+        return _unpack_all_in_place(words, bias)
+    exponents = (_all_exponents_3_bits if width == 8 else _all_exponents_base_11)(words, bias)
+    bytes_ = words[..., :16, :]
+    return merge_exponent(
+        _interleave(spread_bytes(bytes_, False), spread_bytes(bytes_, True)), exponents
+    )
