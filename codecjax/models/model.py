@@ -1,0 +1,208 @@
+"""A model in memory: its config, its weights with the projections stored by a codec."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+
+from codecjax.cache import CacheObject
+from codecjax.codecs import cacheable_tiles, check_options, encode_with_report
+from codecjax.codecs.cast import CastReport, to_bf16
+from codecjax.errors import UserError
+from codecjax.models.config import LlamaConfig
+from codecjax.models.parameters import Parameter, parameters, to_tree, walk
+from codecjax.tiles import TiledMatrix, check_tile
+
+# Of random weights: the usual initializer, and rows whose scales differ as trained ones do.
+_WEIGHT_STD = 0.02
+_ROW_SCALE_STD = 0.25
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A Llama whose projections are tiled matrices.
+
+    Attributes:
+      config: sizes and constants.
+      parameters: the tree of `codecjax.models.parameters`; projections are TiledMatrix, the
+        rest bf16 arrays.
+      tokenizer: None where the model came without one.
+      codec: of the projections.
+      options: the codec's, defaults filled in.
+      tile: (rows, columns) of a tile.
+      cast: what casting the weights to bf16 changed, None where they were bf16.
+    """
+
+    config: LlamaConfig
+    parameters: dict[str, Any]
+    tokenizer: tokenizers.Tokenizer | None
+    codec: str
+    options: dict[str, int]
+    tile: tuple[int, int]
+    cast: CastReport | None = None
+
+    @functools.cached_property
+    def matrices(self) -> dict[str, TiledMatrix]:
+        """The projections by report name, in the order in which a step uses them."""
+        weights = walk(self.config, self.parameters)
+        return {each.name: weight for each, weight in weights if each.projection}
+
+    @functools.cached_property
+    def first_tiles(self) -> dict[str, int]:
+        """By report name of a projection, the number of its first tile among TILES."""
+        first, firsts = 0, {}
+        for name, t in self.matrices.items():
+            firsts[name] = first
+            first += t.tiles
+        return firsts
+
+    @property
+    def tile_count(self) -> int:
+        """TILES."""
+        return sum(t.tiles for t in self.matrices.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays of the parameters."""
+        return sum(array.nbytes for array in jax.tree.leaves(self.parameters))
+
+    @property
+    def bf16_nbytes(self) -> int:
+        """Bytes of all weights in plain bf16."""
+        return sum(2 * math.prod(each.shape) for each in parameters(self.config))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of all projections together."""
+        weights = sum(math.prod(t.shape) for t in self.matrices.values())
+        return 8 * sum(t.nbytes for t in self.matrices.values()) / weights
+
+
+def encode_weights(
+    config: LlamaConfig,
+    weights: Mapping[str, jax.Array | np.ndarray],
+    codec: str,
+    tile: tuple[int, int],
+    options: Mapping[str, int],
+    tokenizer: tokenizers.Tokenizer | None = None,
+) -> Model:
+    """Encodes a model's weights, one after another, on the default device.
+
+    Args:
+      config: sizes and constants.
+      weights: by Hugging Face tensor name, bfloat16, float16 or float32. Each is asked for
+        once, so they may be made when they are asked for.
+      codec: a name in `codecjax.codecs.CODECS`.
+      tile: (rows, columns) of a tile.
+      options: the codec's.
+      tokenizer: the model's, or None.
+
+    Raises:
+      UserError: unknown codec or option, a bad tile, or a weight that is missing, of the wrong
+        shape or of another dtype.
+    """
+    filled = check_options(codec, dict(options))
+    check_tile(tile)
+    stored: dict[str, Any] = {}
+    cast: CastReport | None = None
+    for parameter in parameters(config):
+        weight, report = _store(parameter, _weight_of(parameter, weights), codec, tile, filled)
+        stored[parameter.huggingface] = weight
+        if report is not None:
+            cast = report if cast is None else cast.merge(report)
+    tree = to_tree(config, stored)
+    return Model(config, tree, tokenizer, codec, filled, tile, cast)
+
+
+def _weight_of(
+    parameter: Parameter, weights: Mapping[str, jax.Array | np.ndarray]
+) -> jax.Array | np.ndarray:
+    if parameter.huggingface not in weights:
+        raise UserError(f"tensor {parameter.huggingface} is missing: give all of the weights")
+    weight = weights[parameter.huggingface]
+    if tuple(weight.shape) != parameter.shape:
+        raise UserError(
+            f"tensor {parameter.huggingface} has shape {list(weight.shape)}, but the config asks "
+            f"for {list(parameter.shape)}: one of them belongs to another model"
+        )
+    return weight
+
+
+def _store(
+    parameter: Parameter,
+    weight: jax.Array | np.ndarray,
+    codec: str,
+    tile: tuple[int, int],
+    options: dict[str, int],
+) -> tuple[TiledMatrix | jax.Array, CastReport | None]:
+    if parameter.projection:
+        return encode_with_report(weight, codec, tile, **options)
+    return to_bf16(jnp.asarray(weight))
+
+
+@functools.partial(jax.jit, static_argnames=("shape",))
+def _random_matrix(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    of_weights, of_rows = jax.random.split(key)
+    scales = _WEIGHT_STD * jnp.exp(_ROW_SCALE_STD * jax.random.normal(of_rows, (shape[0], 1)))
+    return (scales * jax.random.normal(of_weights, shape)).astype(jnp.bfloat16)
+
+
+class _RandomWeights(Mapping[str, jax.Array]):
+    """Weights that are made when they are asked for, on the default device."""
+
+    def __init__(self, config: LlamaConfig, seed: int) -> None:
+        self._numbered = {
+            each.huggingface: (index, each) for index, each in enumerate(parameters(config))
+        }
+        self._key = jax.random.key(seed)
+
+    def __getitem__(self, name: str) -> jax.Array:
+        index, parameter = self._numbered[name]
+        if len(parameter.shape) == 1:
+            return jnp.ones(parameter.shape, jnp.bfloat16)
+        return _random_matrix(jax.random.fold_in(self._key, index), parameter.shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._numbered
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._numbered)
+
+    def __len__(self) -> int:
+        return len(self._numbered)
+
+
+def random_model(
+    config: LlamaConfig,
+    seed: int,
+    codec: str,
+    tile: tuple[int, int],
+    options: Mapping[str, int],
+) -> Model:
+    """A model of seeded random weights, the same for every codec; norms are ones.
+
+    Rows are normal, their scales log-normal around 0.02. Weights are made on the default
+    device, never more than one of them uncompressed.
+
+    Args and errors: as `encode_weights`.
+    """
+    return encode_weights(config, _RandomWeights(config, seed), codec, tile, options)
+
+
+def cache_objects(model: Model) -> list[CacheObject]:
+    """One cache object a projection, in the order in which a step uses them.
+
+    An object has the tiles that cost a decode, and as its cost their number: seconds per step
+    up to a factor, where all tiles take equally long to decode.
+    """
+    objects = []
+    for name, t in model.matrices.items():
+        tiles = model.first_tiles[name] + np.flatnonzero(cacheable_tiles(t))
+        objects.append(CacheObject(name, tiles.astype(np.int32), float(len(tiles))))
+    return objects
