@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,11 +77,17 @@ def residency(t: TiledMatrix, entries: list[int]) -> Residency:
 
 
 def tile_of(w: jax.Array, t: TiledMatrix, tile: int) -> jax.Array:
-    """Tile number `tile` of a weight, padded with zeros at the edges."""
+    """Tile number `tile` of a weight, cut off at the weight's edges."""
     rows, columns = t.tile
-    padded = jnp.pad(w, ((0, -w.shape[0] % rows), (0, -w.shape[1] % columns)))
     row, column = divmod(tile, t.grid[1])
-    return padded[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
+    return w[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
+
+
+def assert_page_holds(page: jax.Array, w: jax.Array, t: TiledMatrix, tile: int) -> None:
+    """Asserts that a page holds a tile's bits; what lies beyond the weight's edges is free."""
+    expected = tile_of(w, t, tile)
+    rows, columns = expected.shape
+    chex.assert_trees_all_equal(bits(page[:rows, :columns]), bits(expected))
 
 
 FILLS = [DECODE, fill_entry(4)]

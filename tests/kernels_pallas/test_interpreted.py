@@ -15,9 +15,9 @@ from tests.kernels_pallas.cases import (
     FIRST_TILE,
     HITS,
     Case,
+    assert_page_holds,
     bits,
     residency,
-    tile_of,
 )
 
 NO_TILE = jnp.int32(0)
@@ -54,7 +54,7 @@ def test_matmul_fills_a_page_and_then_reads_it(case: Case) -> None:
     chex.assert_trees_all_equal(filled, alone)
     assert after is not None
     assert after.pages is not None
-    chex.assert_trees_all_equal(bits(after.pages[4]), bits(tile_of(case.weight(), t, 1)))
+    assert_page_holds(after.pages[4], case.weight(), t, 1)
     untouched = jnp.delete(after.pages, 4, axis=0)
     assert (untouched == 7.0).all()
     mine = after.decoded[FIRST_TILE : FIRST_TILE + t.tiles]
