@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from codecjax.errors import UserError
 
@@ -111,6 +111,8 @@ def run(main: Main) -> None:
     """Parses the flags, runs `main(positional arguments)` and exits with its status."""
 
     def guarded(argv: list[str]) -> int | None:
+        # absl's handler would print what libraries log about themselves.
+        logging.set_verbosity(logging.INFO if VERBOSE.value else logging.WARNING)
         try:
             return main(argv)
         except UserError as error:

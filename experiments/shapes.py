@@ -6,10 +6,10 @@ SHAPES: dict[str, LlamaConfig] = {
     "tinyllama": tinyllama(),
     # Runs in a moment anywhere: for trials and tests.
     "tiny": LlamaConfig(
-        vocab_size=256,
+        vocab_size=128,
         hidden_size=128,
-        intermediate_size=256,
-        layers=2,
+        intermediate_size=128,
+        layers=1,
         heads=4,
         kv_heads=2,
         head_dim=32,
