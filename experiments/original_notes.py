@@ -72,8 +72,8 @@ def _time_per_tile(point: PointRecords) -> NoteLine:
         "295 ms",
         "1 to 5 ms",
         formats.seconds(measured),
-        "All tiles of the model decoded in one go, divided by their number: tiles decode "
-        "side by side, so this is not how long a single one would take alone.",
+        "Seconds to decode every matrix, divided by the number of tiles: the tiles of a matrix "
+        "decode side by side, so this is not how long a single one would take alone.",
     )
 
 

@@ -59,13 +59,18 @@ def _paragraph(text: str) -> str:
     return f"<p>{_text(text)}</p>"
 
 
-def _rows(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: set[int]) -> str:
+def _rows(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    text_columns: set[int],
+    text_class: str = "text",
+) -> str:
     """A table of escaped cells; columns whose heading is "optimum" or a bound stand back."""
 
     def cell(tag: str, index: int, content: str) -> str:
         classes = []
         if index in text_columns:
-            classes.append("text")
+            classes.append(text_class)
         if header[index].startswith(("optimum", "bound")):
             classes.append("optimum")
         if content == formats.yes_no(False):
@@ -180,7 +185,7 @@ def _notes(finished: Sequence[PointRecords]) -> str:
         "This project began with notes on TinyLlama: what an early prototype took, and what was "
         "hoped for. Each line of them is answered here from the records of this sweep."
     )
-    grid = _rows(header, rows, set(range(len(header))))
+    grid = _rows(header, rows, set(range(len(header))), "prose")
     return f"<h2>The original notes, line by line</h2>\n{_paragraph(lead)}\n{grid}"
 
 

@@ -11,7 +11,8 @@ table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: ta
 th, td { padding: 0.3rem 0.6rem; text-align: right; border-bottom: 1px solid #ddd;
   vertical-align: top; }
 th { vertical-align: bottom; border-bottom: 2px solid #888; }
-.text, td:first-child, th:first-child { text-align: left; }
+td { white-space: nowrap; } .prose { white-space: normal; min-width: 9rem; }
+.text, .prose, td:first-child, th:first-child { text-align: left; }
 td:first-child { font-weight: 600; } tbody tr:hover { background: #f4f7fa; }
 .optimum { color: #555; background: #f7f7f4; }
 .wrong { color: #a30000; font-weight: 700; }
@@ -96,8 +97,8 @@ GLOSSARY = (
     ),
     (
         "decode time per tile",
-        "Measured apart: one decode of all compressed matrices into bf16, by slope timing, "
-        "divided by the number of their tiles. Inside a step, decoding is fused with the "
+        "Measured apart: every shape of matrix is decoded into bf16, by slope timing, and the "
+        "seconds are divided by the number of tiles. Inside a step, decoding is fused with the "
         "multiplication and overlaps it.",
     ),
     (
@@ -106,7 +107,14 @@ GLOSSARY = (
     ),
     (
         "compile (once)",
-        "Time that XLA takes to compile the two functions of a run, not in any other figure.",
+        "Time that XLA takes to compile the two functions of a run, not in any other figure. It "
+        "is next to nothing where an earlier point had compiled functions of the same shapes.",
+    ),
+    (
+        "measured on the device",
+        "What the device held at the end of the run: by its own count on a GPU, elsewhere as the "
+        "sum of JAX's arrays. Besides weights, pages and KV cache it counts page table, tile "
+        "record and whatever else lives.",
     ),
     (
         "bit-equal logits",

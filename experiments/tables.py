@@ -158,7 +158,7 @@ def report_tables(points: Sequence[PointRecords]) -> list[ReportTable]:
                     lambda s: formats.number(s["exact"]["max_abs_difference"]),
                 ),
                 Column("same tokens", lambda s: formats.yes_no(s["exact"]["tokens_equal"])),
-                Column("logits compared", lambda s: formats.number(s["exact"]["logits"], 9)),
+                Column("logits compared", lambda s: f"{s['exact']['logits']:,}"),
                 Column("implementation", _implementations, text=True),
                 Column("device", lambda s: s["device"], text=True),
             ),
