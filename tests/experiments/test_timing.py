@@ -12,7 +12,7 @@ def test_repeat_applies_the_function_to_each_input_in_turn() -> None:
     assert [float(output[0]) for output in outputs] == [2, 3, 2, 3, 2]
 
 
-def test_no_application_is_shared_or_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_application_is_shared_or_left_out() -> None:
     # Equal inputs would let the compiler compute one product for all of them.
     text = timing.repeat(lambda x: x @ x, 4).lower([jnp.ones((8, 8))]).compile().as_text()
     assert text.count("dot(") == 4 or text.count("custom-call") == 4
@@ -22,7 +22,7 @@ def test_the_fixed_cost_of_a_call_does_not_count(monkeypatch: pytest.MonkeyPatch
     costs = {1: 0.5 + 1 * 0.01, 3: 0.5 + 3 * 0.01}
     monkeypatch.setattr(timing, "seconds_of", lambda call: costs[call()])
     calls = {count: (lambda count=count: count) for count in costs}
-    assert timing._slope(calls, repeats=3) == pytest.approx(0.01)
+    assert timing.slope(calls, repeats=3) == pytest.approx(0.01)
 
 
 def test_noise_gives_an_upper_estimate_and_nothing_negative(
@@ -31,7 +31,7 @@ def test_noise_gives_an_upper_estimate_and_nothing_negative(
     costs = {1: 0.9, 3: 0.6}
     monkeypatch.setattr(timing, "seconds_of", lambda call: costs[call()])
     calls = {count: (lambda count=count: count) for count in costs}
-    assert timing._slope(calls, repeats=3) == pytest.approx(0.2)
+    assert timing.slope(calls, repeats=3) == pytest.approx(0.2)
 
 
 def test_slower_functions_take_longer() -> None:
