@@ -15,9 +15,9 @@ import kernels_pallas
 from codecjax import steps as device_steps
 from codecjax.cache import CacheObject, Controller, Plan, pool_pages
 from codecjax.errors import UserError
-from codecjax.models.llama import Cache, empty_cache, forward
+from codecjax.models.llama import empty_cache, forward
 from codecjax.models.model import Model, cache_objects
-from codecjax.steps import Held, Outcome, Sampling
+from codecjax.steps import FREE, Held, NewPlan, Sampling
 from codecjax.tiles import DECODE, Residency, page_bytes, units_per_tile
 from kernels_pallas.implementations import MOSAIC_GPU
 
@@ -38,7 +38,8 @@ class GeneratedStep:
 
     Attributes:
       token: the new token.
-      logits: float32[V] on the device, those that the step computed.
+      logits: float32[V] on the device, those that the step computed; None where the run does
+        not keep them.
       plan: what the cache decided for the step.
       tiles_decoded: tiles decoded in the step, counted by the kernels.
       seconds: from the completion of the step before to that of this one, as the host saw
@@ -46,7 +47,7 @@ class GeneratedStep:
     """
 
     token: int
-    logits: jax.Array
+    logits: jax.Array | None
     plan: Plan
     tiles_decoded: int
     seconds: float
@@ -114,6 +115,9 @@ class Generator:
         self._pages = jnp.zeros((pool, *model.tile), jnp.bfloat16) if pool else None
         self._decoded = jnp.zeros((model.tile_count, units_per_tile(model.tile)), jnp.int32)
         self._page_table = jnp.full(model.tile_count, DECODE, jnp.int32)
+        self._plan_on_device = jnp.full(model.tile_count, DECODE, jnp.int32)
+        self._flags = {flag: jax.device_put(np.bool_(flag)) for flag in (False, True)}
+        self._free = jax.device_put(np.int32(FREE))
 
     @property
     def residency(self) -> Residency:
@@ -140,12 +144,12 @@ class Generator:
           Seconds spent; next to none where the steps were compiled before.
         """
         began = time.perf_counter()
-        held = Held(self._pages, self._decoded, jax.eval_shape(self._empty_cache))
-        scalar = jax.ShapeDtypeStruct((), jnp.int32)
+        held = jax.eval_shape(self._begin)
+        plan = NewPlan(self._plan_on_device, self._flags[False])
         tokens = jax.ShapeDtypeStruct((1, self._bucket(prompt_length)), jnp.int32)
-        common = (self._model.parameters, held, self._page_table)
-        _PREFILL.lower(*common, tokens, scalar, None, **self._static).compile()
-        _DECODE.lower(*common, scalar, scalar, None, **self._static).compile()
+        common = (self._model.parameters, held, plan)
+        _PREFILL.lower(*common, tokens, self._free, None, **self._static).compile()
+        _DECODE.lower(*common, self._free, None, **self._static).compile()
         return time.perf_counter() - began
 
     def run(
@@ -155,6 +159,7 @@ class Generator:
         temperature: float = 0.0,
         seed: int = 0,
         forced_tokens: Sequence[int] | None = None,
+        keep_logits: bool = False,
     ) -> Iterator[GeneratedStep]:
         """Generates `max_new_tokens` tokens; ends at no special token.
 
@@ -167,6 +172,7 @@ class Generator:
           temperature: 0 chooses the most likely token; above, tokens are drawn.
           seed: of the drawing.
           forced_tokens: take these as the new tokens, whatever the logits say.
+          keep_logits: copy the logits of every step, which costs time.
 
         Raises:
           UserError: a bad number or token id, or more tokens than `max_tokens`.
@@ -193,7 +199,7 @@ class Generator:
                     f"there are {len(forced)} forced tokens for {max_new_tokens} steps: "
                     "give one for each"
                 )
-        return self._run(prompt, max_new_tokens, sampling, forced)
+        return self._run(prompt, max_new_tokens, sampling, forced, keep_logits)
 
     def _run(
         self,
@@ -201,45 +207,57 @@ class Generator:
         max_new_tokens: int,
         sampling: Sampling | None,
         forced: np.ndarray | None,
+        keep_logits: bool,
     ) -> Iterator[GeneratedStep]:
         # Padding repeats a token of the prompt, so that it brings no values of its own.
         padded = np.pad(prompt, (0, self._bucket(len(prompt)) - len(prompt)), mode="edge")
-        cache = self._empty_cache()
-        jax.block_until_ready(cache)
+        held = self._begin()
+        jax.block_until_ready(held)
         before = time.perf_counter()
-        plan = self._plan()
+        plan, new_plan = self._plan()
         tokens, length = jax.device_put((padded[None], np.int32(len(prompt))))
-        cache, outcome = self._step(_PREFILL, cache, (tokens, length, sampling))
+        held, report = self._step(_PREFILL, held, new_plan, (tokens, length, sampling))
         for index in range(max_new_tokens):
-            done, done_plan = outcome, plan
+            done, done_plan = report, plan
+            # The next step overwrites the logits.
+            logits = jnp.copy(held.logits) if keep_logits else None
             if index + 1 < max_new_tokens:
-                token = outcome.token if forced is None else jax.device_put(forced[index])
-                plan = self._plan()
-                cache, outcome = self._step(_DECODE, cache, (token, outcome.position, sampling))
-            token_id = int(done.token) if forced is None else int(forced[index])
-            tiles_decoded = int(done.tiles_decoded)
+                token = self._free if forced is None else jax.device_put(forced[index])
+                plan, new_plan = self._plan()
+                held, report = self._step(_DECODE, held, new_plan, (token, sampling))
+            chosen, tiles_decoded = (int(each) for each in np.asarray(done))
+            token_id = chosen if forced is None else int(forced[index])
             now = time.perf_counter()
-            yield GeneratedStep(token_id, done.logits, done_plan, tiles_decoded, now - before)
+            yield GeneratedStep(token_id, logits, done_plan, tiles_decoded, now - before)
             before = now
 
-    def _plan(self) -> Plan:
+    def _begin(self) -> Held:
+        """What the first step of a run needs: an empty KV cache, and the pages as they are."""
+        scalar, logits = jnp.zeros((), jnp.int32), jnp.zeros(self._model.config.vocab_size)
+        return Held(
+            pages=self._pages,
+            page_table=self._page_table,
+            decoded=self._decoded,
+            cache=self._empty_cache(),
+            token=scalar,
+            position=jnp.copy(scalar),
+            logits=logits,
+        )
+
+    def _plan(self) -> tuple[Plan, NewPlan]:
         plan = self._controller.plan()
         if plan.changed:
-            self._page_table = jax.device_put(plan.page_table)
-        return plan
+            self._plan_on_device = jax.device_put(plan.page_table)
+        return plan, NewPlan(self._plan_on_device, self._flags[plan.changed])
 
-    def _step(self, step: Any, cache: Cache, inputs: tuple[Any, ...]) -> tuple[Cache, Outcome]:
-        held, outcome = step(
-            self._model.parameters,
-            Held(self._pages, self._decoded, cache),
-            self._page_table,
-            *inputs,
-            **self._static,
-        )
-        self._pages, self._decoded = held.pages, held.decoded
-        outcome.token.copy_to_host_async()
-        outcome.tiles_decoded.copy_to_host_async()
-        return held.cache, outcome
+    def _step(
+        self, step: Any, held: Held, plan: NewPlan, inputs: tuple[Any, ...]
+    ) -> tuple[Held, jax.Array]:
+        held, report = step(self._model.parameters, held, plan, *inputs, **self._static)
+        self._pages, self._page_table = held.pages, held.page_table
+        self._decoded = held.decoded
+        report.copy_to_host_async()
+        return held, report
 
     @property
     def _static(self) -> dict[str, Any]:

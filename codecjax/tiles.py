@@ -95,7 +95,7 @@ class TiledMatrix:
 
     @property
     def is_dense(self) -> bool:
-        """True where the matrix is stored row-major, uncompressed, as arrays["dense"] bf16[OUT, K]."""
+        """True where the matrix is one row-major array, arrays["dense"] bf16[OUT, K]."""
         return "dense" in self.arrays
 
     @property

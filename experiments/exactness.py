@@ -53,7 +53,7 @@ def reference_answer(
 ) -> Answer:
     """The answer of a model in plain bf16."""
     generator = Generator(model, implementation=implementation, max_tokens=len(prompt) + new_tokens)
-    steps = list(generator.run(prompt, new_tokens))
+    steps = list(generator.run(prompt, new_tokens, keep_logits=True))
     tokens = tuple(step.token for step in steps)
     by_step = np.stack([np.asarray(step.logits) for step in steps])
     return Answer(tokens, by_step, sequence_logits(model, [*prompt, *tokens], implementation))

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -60,7 +59,6 @@ class Run:
     Attributes:
       lines: the record of each step.
       tokens: the new tokens.
-      logits: float32[steps, V], those that chose each token.
       compile_seconds: to compile prefill and decode, 0 where an earlier run had compiled them.
       pages_bytes, kv_bytes: bytes of the page pool and of the KV cache.
       device_bytes: what the device held at the end, and who counted it.
@@ -69,7 +67,6 @@ class Run:
 
     lines: list[Line]
     tokens: tuple[int, ...]
-    logits: np.ndarray
     compile_seconds: float
     pages_bytes: int
     kv_bytes: int
@@ -109,25 +106,19 @@ def generate(
     position_bytes = kv_position_bytes(setting)
     lines: list[Line] = []
     tokens: list[int] = []
-    on_device: list[jax.Array] = []
-    logits: list[np.ndarray] = []
     device_bytes = (0, "")
     for number, step in enumerate(generator.run(setting.prompt, setting.new_tokens)):
         read = position_bytes * (len(setting.prompt) + number)
         line = step_figures(number, step, pool, calibration, traffic, read)
         lines.append(line)
         tokens.append(step.token)
-        on_device.append(step.logits)
         tell(line)
         if number + 1 == setting.new_tokens:
-            # The run still holds all that it needs, and the logits are no part of that.
-            logits = [np.asarray(each) for each in on_device]
-            on_device.clear()
+            # The run still holds all that it needs.
             device_bytes = device_bytes_in_use()
     return Run(
         lines,
         tuple(tokens),
-        np.stack(logits),
         compile_seconds,
         pages_bytes,
         generator.kv_nbytes,
@@ -139,5 +130,5 @@ def generate(
 def follow(setting: Setting, tokens: Sequence[int]) -> np.ndarray:
     """float32[steps, V]: the logits of the steps that make `tokens`, whatever they would choose."""
     generator = setting.generator(len(tokens))
-    steps = generator.run(setting.prompt, len(tokens), forced_tokens=tokens)
+    steps = generator.run(setting.prompt, len(tokens), forced_tokens=tokens, keep_logits=True)
     return np.stack([np.asarray(step.logits) for step in steps])
