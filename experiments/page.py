@@ -134,7 +134,7 @@ def _findings(finished: Sequence[PointRecords], failed: Sequence[PointRecords]) 
         items.append(
             f"Codec {codec['name']} stores the matrices in {codec['bits_per_weight']:.2f} bits a "
             f"weight; all weights take {formats.percent(size['weights'] / size['bf16_weights'])} "
-            "of their size in bf16."
+            "of their size in bf16." + _left_out(cached[0].summary)
         )
         timed = [(r, p) for p in cached if (r := speed_ratio(p.summary, finished)) is not None]
         if timed:
@@ -149,9 +149,20 @@ def _findings(finished: Sequence[PointRecords], failed: Sequence[PointRecords]) 
             if not below
             else "Below the offline optimum of the cost hit rate: " + ", ".join(below) + "."
         )
+    if cached and all(set(p.summary["implementations"].values()) == {"xla"} for p in cached):
+        items.append(
+            "The XLA reference ran, which shows what a cache saves and that the answers are "
+            "exact. It decodes slowly: how fast the kernels are is measured on a GPU."
+        )
     if failed:
         items.append(f"{len(failed)} of {len(finished) + len(failed)} points failed, see below.")
     return "<ul>" + "".join(f"<li>{_text(item)}</li>" for item in items) + "</ul>"
+
+
+def _left_out(summary: dict[str, Any]) -> str:
+    matrices = summary["model"]["matrices"]
+    plain = matrices - summary["codec"]["compressed_matrices"]
+    return f" {plain} of {matrices} matrices, which it would expand, stay in bf16." if plain else ""
 
 
 def _misses_the_optimum(point: PointRecords) -> bool:

@@ -192,6 +192,7 @@ def _summary(
             "options": model.options,
             "tile": model.tile,
             "bits_per_weight": model.bits_per_weight,
+            "compressed_matrices": len(occupied),
         },
         "cache": {
             "policy": setting.policy,

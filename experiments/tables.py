@@ -60,6 +60,10 @@ def _budget(summary: Summary) -> str:
     return f"{formats.size(cache['budget_bytes'])} ({formats.percent(cache['budget_fraction'])})"
 
 
+def _policy(summary: Summary) -> str:
+    return str(summary["cache"]["policy"]) if summary["tiles"]["cacheable"] else formats.MISSING
+
+
 def _hits(rate: str) -> Callable[[Summary], str]:
     return lambda summary: formats.percent(summary["hits"][rate])
 
@@ -129,7 +133,7 @@ def report_tables(points: Sequence[PointRecords]) -> list[ReportTable]:
             "budget, even one that knows the future.",
             (
                 name,
-                Column("policy", lambda s: s["cache"]["policy"], text=True),
+                Column("policy", _policy, text=True),
                 Column("budget", _budget),
                 Column(
                     "pages held / pool",

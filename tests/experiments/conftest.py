@@ -88,6 +88,7 @@ def fake_point(
             "name": codec,
             "options": {"width": 11} if cached else {},
             "bits_per_weight": 11.6 if cached else 16.0,
+            "compressed_matrices": MATRICES if cached else 0,
         },
         "cache": {
             "policy": policy,
@@ -120,7 +121,7 @@ def fake_point(
             "seconds_per_token": seconds / 3,
         },
         "tiles": {
-            "cacheable": MATRICES * TILES,
+            "cacheable": MATRICES * TILES if cached else 0,
             "decoded_last_step": lines[-1]["tiles_decoded"],
             "as_planned": True,
         },

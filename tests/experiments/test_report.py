@@ -114,6 +114,20 @@ def test_the_page_stands_alone_and_says_what_was_found(points: list[PointRecords
     assert "The original notes" not in page
 
 
+def test_matrices_left_in_bf16_are_counted(points: list[PointRecords]) -> None:
+    assert "which it would expand" not in report_html(sweep_of(points), {})
+    points[1].summary["codec"]["compressed_matrices"] = 111
+    page = report_html(sweep_of(points), {})
+    assert "44 of 155 matrices, which it would expand, stay in bf16" in page
+
+
+def test_the_reference_is_not_taken_for_the_kernels(points: list[PointRecords]) -> None:
+    warning = "how fast the kernels are is measured on a GPU"
+    assert warning in report_html(sweep_of(points), {})
+    points[1].summary["implementations"] = {"matmul": "mosaic_gpu", "decode": "mosaic_gpu"}
+    assert warning not in report_html(sweep_of(points), {})
+
+
 def test_a_point_that_is_not_exact_stands_out(points: list[PointRecords]) -> None:
     points[1].summary["exact"]["bit_equal"] = False
     page = report_html(sweep_of(points), {})
