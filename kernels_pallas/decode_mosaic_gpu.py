@@ -59,7 +59,7 @@ def decode(
             stage = jax.lax.rem(step, stream.stages)
             walk.deliver(step + 1, escapes)
             plgpu.barrier_wait(barriers.at[stage])
-            escapes = walk.load_escapes(step + 2)
+            escapes = walk.next_escapes(step + 2)
             walk.stage_decoded(step, stage)
             walk.record(step)
             # The next step's escapes are delivered.

@@ -88,7 +88,7 @@ def matmul(
                 stage = jax.lax.rem(step, stream.stages)
                 walk.deliver(step + 1, escapes)
                 plgpu.barrier_wait(barriers.at[stage])
-                escapes = walk.load_escapes(step + 2)
+                escapes = walk.next_escapes(step + 2)
                 x_unit = x_buffer.at[stage].transpose((1, 0))
                 if stream.width is None:
                     plgpu.wgmma(sums, bound["units"].at[stage], x_unit)

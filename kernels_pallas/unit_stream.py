@@ -183,7 +183,7 @@ class UnitWalk:
         if stream.width is None:
             return self, ()
         lanes = stream.lanes
-        escapes = [self.load_escapes(jnp.int32(step)) for step in range(2)]
+        first, second = self.load_escapes(jnp.int32(0)), self.next_escapes(jnp.int32(1))
         lane = lanes.index()
         matrix_row = self.row.astype(jnp.uint32) * UNIT_ROWS + (lane >> 5) * 16 + ((lane >> 2) & 7)
         spread = jnp.uint32(1 << 7 | 1 << 23)
@@ -194,9 +194,9 @@ class UnitWalk:
         lanes.clear(refs["mailbox"])
         plgpu.commit_smem()
         walk = dataclasses.replace(self, bias=bias)
-        walk.deliver(jnp.int32(0), escapes[0])
+        walk.deliver(jnp.int32(0), first)
         plgpu.commit_smem()
-        return walk, escapes[1]
+        return walk, second
 
     def _where(self, step: jax.Array) -> dict[str, jax.Array]:
         """Tile, place in the tile, page-table entry and slot of the step's unit."""
@@ -239,21 +239,21 @@ class UnitWalk:
             return
 
         @self._when_decoding(where)
-        def _() -> None:
+        def _copy_words() -> None:
             source = refs["words"].at[where["slot"], where["down"], where["across"]]
             plgpu.copy_gmem_to_smem(source, refs["words_in_flight"].at[stage], barrier)
 
         if stream.paged:
 
             @pl.when(where["entry"] >= 0)
-            def _() -> None:
+            def _copy_page() -> None:
                 source = refs["pages"].at[where["entry"], rows, columns]
                 plgpu.copy_gmem_to_smem(source, unit_buffer, barrier)
 
         if stream.verbatim:
 
             @pl.when((where["entry"] < 0) & (where["slot"] < 0))
-            def _() -> None:
+            def _copy_verbatim() -> None:
                 source = refs["verbatim"].at[-where["slot"] - 1, rows, columns]
                 plgpu.copy_gmem_to_smem(source, unit_buffer, barrier)
 
@@ -281,6 +281,10 @@ class UnitWalk:
             entry = jnp.where(position < length, entry, jnp.uint32(0))
             entries.append(plgpu.layout_cast(entry, LANE_LAYOUT))
         return tuple(entries)
+
+    def next_escapes(self, step: jax.Array) -> tuple[jax.Array, ...]:
+        """`load_escapes` of a step after the first; nothing where there is only one."""
+        return self.load_escapes(step) if self.steps > 1 else ()
 
     def _mail(self, step: jax.Array) -> jax.Array:
         """Where in the mailbox the step's mail begins, for each lane; two steps take turns."""
