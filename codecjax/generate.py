@@ -17,7 +17,7 @@ from codecjax.cache import CacheObject, Controller, Plan, pool_pages
 from codecjax.errors import UserError
 from codecjax.models.llama import empty_cache, forward
 from codecjax.models.model import Model, cache_objects
-from codecjax.steps import FREE, Held, NewPlan, Sampling
+from codecjax.steps import Held, Sampling, replaced
 from codecjax.tiles import DECODE, Residency, page_bytes, units_per_tile
 from kernels_pallas.implementations import MOSAIC_GPU
 
@@ -115,9 +115,6 @@ class Generator:
         self._pages = jnp.zeros((pool, *model.tile), jnp.bfloat16) if pool else None
         self._decoded = jnp.zeros((model.tile_count, units_per_tile(model.tile)), jnp.int32)
         self._page_table = jnp.full(model.tile_count, DECODE, jnp.int32)
-        self._plan_on_device = jnp.full(model.tile_count, DECODE, jnp.int32)
-        self._flags = {flag: jax.device_put(np.bool_(flag)) for flag in (False, True)}
-        self._free = jax.device_put(np.int32(FREE))
 
     @property
     def residency(self) -> Residency:
@@ -145,11 +142,11 @@ class Generator:
         """
         began = time.perf_counter()
         held = jax.eval_shape(self._begin)
-        plan = NewPlan(self._plan_on_device, self._flags[False])
+        scalar = jax.ShapeDtypeStruct((), jnp.int32)
         tokens = jax.ShapeDtypeStruct((1, self._bucket(prompt_length)), jnp.int32)
-        common = (self._model.parameters, held, plan)
-        _PREFILL.lower(*common, tokens, self._free, None, **self._static).compile()
-        _DECODE.lower(*common, self._free, None, **self._static).compile()
+        parameters = self._model.parameters
+        _PREFILL.lower(parameters, held, tokens, scalar, None, **self._static).compile()
+        _DECODE.lower(parameters, held, None, **self._static).compile()
         return time.perf_counter() - began
 
     def run(
@@ -214,50 +211,47 @@ class Generator:
         held = self._begin()
         jax.block_until_ready(held)
         before = time.perf_counter()
-        plan, new_plan = self._plan()
         tokens, length = jax.device_put((padded[None], np.int32(len(prompt))))
-        held, report = self._step(_PREFILL, held, new_plan, (tokens, length, sampling))
+        held, plan = self._step(_PREFILL, held, tokens, length, sampling)
         for index in range(max_new_tokens):
-            done, done_plan = report, plan
-            # The next step overwrites the logits.
+            # The next step overwrites what this one leaves.
+            report, done = jnp.copy(held.report), plan
+            report.copy_to_host_async()
             logits = jnp.copy(held.logits) if keep_logits else None
             if index + 1 < max_new_tokens:
-                token = self._free if forced is None else jax.device_put(forced[index])
-                plan, new_plan = self._plan()
-                held, report = self._step(_DECODE, held, new_plan, (token, sampling))
-            chosen, tiles_decoded = (int(each) for each in np.asarray(done))
+                if forced is not None:
+                    token = replaced(held.token, jax.device_put(forced[index]))
+                    held = dataclasses.replace(held, token=token)
+                held, plan = self._step(_DECODE, held, sampling)
+            chosen, tiles_decoded = (int(each) for each in np.asarray(report))
             token_id = chosen if forced is None else int(forced[index])
             now = time.perf_counter()
-            yield GeneratedStep(token_id, logits, done_plan, tiles_decoded, now - before)
+            yield GeneratedStep(token_id, logits, done, tiles_decoded, now - before)
             before = now
 
     def _begin(self) -> Held:
         """What the first step of a run needs: an empty KV cache, and the pages as they are."""
-        scalar, logits = jnp.zeros((), jnp.int32), jnp.zeros(self._model.config.vocab_size)
         return Held(
             pages=self._pages,
             page_table=self._page_table,
             decoded=self._decoded,
             cache=self._empty_cache(),
-            token=scalar,
-            position=jnp.copy(scalar),
-            logits=logits,
+            token=jnp.zeros((), jnp.int32),
+            position=jnp.zeros((), jnp.int32),
+            logits=jnp.zeros(self._model.config.vocab_size),
+            report=jnp.zeros(2, jnp.int32),
         )
 
-    def _plan(self) -> tuple[Plan, NewPlan]:
+    def _step(self, step: Any, held: Held, *inputs: Any) -> tuple[Held, Plan]:
+        """Plans and dispatches one step."""
         plan = self._controller.plan()
         if plan.changed:
-            self._plan_on_device = jax.device_put(plan.page_table)
-        return plan, NewPlan(self._plan_on_device, self._flags[plan.changed])
-
-    def _step(
-        self, step: Any, held: Held, plan: NewPlan, inputs: tuple[Any, ...]
-    ) -> tuple[Held, jax.Array]:
-        held, report = step(self._model.parameters, held, plan, *inputs, **self._static)
+            table = replaced(held.page_table, jax.device_put(plan.page_table))
+            held = dataclasses.replace(held, page_table=table)
+        held = step(self._model.parameters, held, *inputs, **self._static)
         self._pages, self._page_table = held.pages, held.page_table
         self._decoded = held.decoded
-        report.copy_to_host_async()
-        return held, report
+        return held, plan
 
     @property
     def _static(self) -> dict[str, Any]:
