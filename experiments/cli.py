@@ -9,6 +9,7 @@
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -39,6 +40,10 @@ def print_error(error: BaseException, verbose: bool) -> None:
     if verbose:
         traceback.print_exception(error, file=sys.stderr)
     print(f"error: {one_sentence(error)}", file=sys.stderr, flush=True)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {one_sentence(Warning(message))}", file=sys.stderr, flush=True)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -113,6 +118,8 @@ def run(main: Main) -> None:
     def guarded(argv: list[str]) -> int | None:
         # absl's handler would print what libraries log about themselves.
         logging.set_verbosity(logging.INFO if VERBOSE.value else logging.WARNING)
+        if not VERBOSE.value:
+            warnings.showwarning = _show_warning
         try:
             return main(argv)
         except UserError as error:

@@ -191,14 +191,14 @@ def _draw_bytes(finished: list[PointRecords]) -> Figure:
         )
         left = [start + size for start, size in zip(left, sizes, strict=True)]
     for row, total in enumerate(left):
-        label = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
         axes.annotate(
             f"{total:.3g}",
             (total, row),
             xytext=(5, 0),
             textcoords="offset points",
             va="center",
-            bbox=label,
+            bbox=box,
         )
     plain = finished[0].summary["bytes"]["bf16_weights"] / scale
     axes.axvline(plain, color=BOUND_COLOUR, linestyle="--", label="weights in bf16")

@@ -10,6 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # Seconds between two plain lines of one point.
 _PLAIN_INTERVAL = 5.0
+_PLAIN_WIDTH = 150
+
+
+def make_console() -> Console:
+    """The console of stdout, wide enough for tables where no terminal says how wide it is."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
 
 
 def step_line(step: Mapping[str, Any]) -> str:

@@ -24,14 +24,12 @@ from experiments.configuration import Point, load_module, resolve_points
 from experiments.environment import command_line
 from experiments.page import write_report
 from experiments.point import PointRunner
-from experiments.progress import RunProgress
+from experiments.progress import RunProgress, make_console
 from experiments.records import PointRecords
 from experiments.sweep import SweepRecords, pending, run_sweep, write_sweep
 from experiments.tables import terminal_table
 
 _CONFIG, _WORKDIR = "config", "workdir"
-# Columns of the table where no terminal says how wide it is.
-_PLAIN_WIDTH = 150
 
 
 def run(
@@ -51,9 +49,7 @@ def run(
     Raises:
       UserError: the config, its model or `workdir` is no good for any point.
     """
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PLAIN_WIDTH)
+    console = make_console()
     module = load_module(config_file)
     workdir = workdir or Path("runs") / module.name
     points = resolve_points(config, module.sweep, overrides)

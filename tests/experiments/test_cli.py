@@ -8,12 +8,15 @@ import pytest
 from experiments.cli import one_sentence
 
 PROGRAM = """
+import warnings
 from codecjax.errors import UserError
 from experiments import cli
 
 def main(argv):
     if argv[1:] == ["wrong"]:
         raise UserError("the thing is wrong:\\n mend it")
+    if argv[1:] == ["warned"]:
+        warnings.warn("something\\n was cast")
     if argv[1:] == ["interrupted"]:
         raise KeyboardInterrupt
     return 1 if argv[1:] == ["failed"] else None
@@ -33,6 +36,7 @@ def start(*arguments: str) -> subprocess.CompletedProcess:
     [
         ([], 0, ""),
         (["failed"], 1, ""),
+        (["warned"], 0, "warning: something was cast\n"),
         (["wrong"], 2, "error: the thing is wrong: mend it\n"),
         (["interrupted"], 130, "interrupted\n"),
     ],

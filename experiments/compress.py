@@ -1,0 +1,120 @@
+"""Compresses a Hugging Face folder into a codecjax checkpoint and says what that saved.
+
+python -m experiments.compress --model=experiments/embedded_model --output=runs/embedded.codecjax
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import codecjax
+from codecjax.codecs import CODECS, check_options
+from codecjax.codecs.cast import warn_of_cast
+from codecjax.errors import UserError
+from codecjax.io.huggingface import read_folder
+from codecjax.models.model import Model, encode_weights
+from codecjax.models.parameters import walk
+from codecjax.tiles import DEFAULT_TILE, TiledMatrix, check_tile
+from experiments import cli, formats
+from experiments.progress import make_console
+
+
+class _Watched(Mapping[str, Any]):
+    """A mapping of weights that shows on the console how many of them were taken."""
+
+    def __init__(self, weights: Mapping[str, Any], console: Console) -> None:
+        self._weights = weights
+        self._progress = iter(
+            track(range(len(weights)), "encodes tensors", console=console, transient=False)
+        )
+
+    def __getitem__(self, name: str) -> Any:
+        next(self._progress, None)
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+def define_flags() -> None:
+    rows, columns = DEFAULT_TILE
+    flags.DEFINE_string("model", "", "Hugging Face folder to read.")
+    flags.DEFINE_string("output", "", "Checkpoint to write; one that is there is replaced.")
+    flags.DEFINE_string("codec", "window", f"How to store the weights: {', '.join(CODECS)}.")
+    flags.DEFINE_integer("width", None, "Of codec window: 8, 11 (default) or 16.")
+    flags.DEFINE_integer("tile_rows", rows, "Rows of a tile, a multiple of 64.")
+    flags.DEFINE_integer("tile_columns", columns, "Columns of a tile, a multiple of 128.")
+
+
+def size_table(model: Model) -> Table:
+    """What each kind of weight takes, as stored and in bf16."""
+    table = Table(title="Sizes", title_justify="left")
+    for heading in ("weights", "number", "in bf16", "as stored", "bits/weight", "of bf16"):
+        table.add_column(heading, justify="left" if heading == "weights" else "right")
+    kinds: dict[str, list[int]] = {}
+    for parameter, weight in walk(model.config, model.parameters):
+        kind = parameter.name
+        if kind.startswith("layers."):
+            kind = kind.split(".", 2)[2]
+        if not isinstance(weight, TiledMatrix) or weight.is_dense:
+            kind += " (not compressed)"
+        sums = kinds.setdefault(kind, [0, 0])
+        sums[0] += math.prod(parameter.shape)
+        sums[1] += weight.nbytes
+    total = [sum(sums[index] for sums in kinds.values()) for index in range(2)]
+    for kind, (count, stored) in [*kinds.items(), ("total", total)]:
+        if kind == "total":
+            table.add_section()
+        table.add_row(
+            kind,
+            f"{count:,}",
+            formats.size(2 * count),
+            formats.size(stored),
+            formats.number(8 * stored / count, 4),
+            formats.percent(stored / (2 * count)),
+        )
+    return table
+
+
+def main(argv: list[str]) -> int:
+    values = flags.FLAGS
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}: give --model=FOLDER --output=FOLDER")
+    for name in ("model", "output"):
+        if not values[name].value:
+            raise UserError(f"--{name} is missing: give --model=FOLDER --output=FOLDER")
+    options = check_options(values.codec, {} if values.width is None else {"width": values.width})
+    tile = check_tile((values.tile_rows, values.tile_columns))
+    console = make_console()
+    start = time.perf_counter()
+    console.print(f"reads {values.model}", highlight=False, markup=False, soft_wrap=True)
+    folder = read_folder(values.model)
+    model = encode_weights(
+        folder.config,
+        _Watched(folder.weights, console),
+        values.codec,
+        tile,
+        options,
+        folder.tokenizer,
+    )
+    if model.cast is not None:
+        warn_of_cast(model.cast)
+    console.print(f"writes {values.output}", highlight=False, markup=False, soft_wrap=True)
+    codecjax.save(model, values.output)
+    console.print(size_table(model))
+    console.print(f"done in {formats.seconds(time.perf_counter() - start)}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

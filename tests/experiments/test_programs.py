@@ -1,0 +1,75 @@
+"""The small programs: info, generate and compress."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+import tokenizers
+
+from codecjax.io.huggingface import read_folder, write_folder
+from experiments import info
+from experiments.generate import text_stream
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "gqa_untied"
+
+
+def program(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"experiments.{name}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+
+
+def test_info_says_what_can_run_and_why_not() -> None:
+    text = "\n".join(info.lines())
+    assert f"jax {jax.__version__}" in text
+    assert f"device 0: {jax.devices()[0].device_kind}" in text
+    assert "implementation xla: can run here" in text
+    if jax.default_backend() == "cpu":
+        assert "implementation xla: can run here (the default)" in text
+        assert "implementation mosaic_gpu: cannot run here: it needs an NVIDIA Hopper GPU" in text
+
+
+def test_text_comes_in_whole_characters() -> None:
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    complete = text_stream(tokenizer)
+    pieces = [complete(token) for token in tokenizer.encode("a\u20acb").ids]
+    assert pieces == ["a", "", "", "\u20ac", "b"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A compressed golden model, and what the program said while making it."""
+    output = tmp_path_factory.mktemp("compress") / "model"
+    done = program("compress", f"--model={GOLDEN}", f"--output={output}", "--width=8")
+    return output, done.stdout
+
+
+def test_compress_writes_a_checkpoint_and_a_table(checkpoint: tuple[Path, str]) -> None:
+    output, printed = checkpoint
+    assert output.is_dir()
+    assert "encodes tensors" in printed
+    assert "attention.query" in printed
+    assert "embedding (not compressed)" in printed
+    assert re.search(r"total .* 16\.00 .* 100\.0 %", printed)
+
+
+def test_generate_goes_on_from_a_prompt(tmp_path: Path) -> None:
+    folder = read_folder(GOLDEN)
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    size = folder.config.vocab_size
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE({symbol: i for i, symbol in enumerate(alphabet[:size])}, [])
+    )
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    write_folder(tmp_path / "model", folder.config, folder.weights, tokenizer)
+    model = f"--model={tmp_path / 'model'}"
+    text = program("generate", model, "--prompt=ab", "--max_new_tokens=4").stdout
+    assert text.startswith("ab")
+    assert len(text.strip()) > 2
