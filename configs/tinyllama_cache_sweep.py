@@ -61,7 +61,6 @@ def get_sweep() -> list[dict[str, Any]]:
         window(f"{NOTED}/{MATRICES} kept, lru", noted, "lru"),
         window("25 % kept", 0.25),
         window("50 % kept", 0.5),
-        window("75 % kept", 0.75),
         window("85 % kept", 0.85),
         window("all kept", 1.0),
     ]

@@ -68,12 +68,12 @@ class Recipe:
       report_every: steps between two looks at the validation loss.
     """
 
-    steps: int = 3000
+    steps: int = 900
     batch: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
     seed: int = 0
-    report_every: int = 150
+    report_every: int = 75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +212,8 @@ def train(
 def sample(config: LlamaConfig, weights: dict[str, np.ndarray], tokenizer: Any) -> str:
     """What the model writes greedily after SAMPLE_PROMPT."""
     model = encode_weights(config, weights, "bf16", DEFAULT_TILE, {}, tokenizer)
-    tokens = generate(model, SAMPLE_PROMPT, max_new_tokens=SAMPLE_TOKENS)
+    count = min(SAMPLE_TOKENS, config.context // 2)
+    tokens = generate(model, SAMPLE_PROMPT, max_new_tokens=count)
     return SAMPLE_PROMPT + str(tokenizer.decode(list(tokens)))
 
 
