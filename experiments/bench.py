@@ -213,18 +213,19 @@ def main(argv: list[str]) -> int:
     batches = [int(batch) for batch in flags.FLAGS[_BATCHES].value]
     bandwidth = timing.copy_bandwidth()
     console.print(f"copy bandwidth {bandwidth / 1e9:,.0f} GB/s, read plus written")
+    output = Path(flags.FLAGS[_OUTPUT].value)
     rows: list[dict[str, Any]] = []
     for spec in (LLAMA_8B[0], *TINYLLAMA):
         rows += measure(spec, _batches_of(spec, batches), bandwidth)
-        console.print(table(rows[-1:] if len(rows) > 1 else rows))
+        # Written each time, so that an interruption costs no more than one matrix.
+        record = {
+            "environment": environment.describe({"matmul": MOSAIC_GPU, "decode": MOSAIC_GPU}),
+            "copy_bytes_per_second": bandwidth,
+            "rows": rows,
+        }
+        write_json(output, record)
+        console.print(f"{spec.name} is done")
     console.print(table(rows))
-    record = {
-        "environment": environment.describe({"matmul": MOSAIC_GPU, "decode": MOSAIC_GPU}),
-        "copy_bytes_per_second": bandwidth,
-        "rows": rows,
-    }
-    output = Path(flags.FLAGS[_OUTPUT].value)
-    write_json(output, record)
     console.print(f"record: {output}")
     return 0
 
