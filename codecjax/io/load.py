@@ -1,5 +1,6 @@
 """`load`: a model from whatever folder it lies in."""
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -74,7 +75,8 @@ def _as_asked(
     codec, tile = codec or model.codec, tile or model.tile
     if (codec, check_options(codec, wanted), tile) == (model.codec, model.options, model.tile):
         return model
-    return encode_weights(model.config, _Decoded(model), codec, tile, wanted, model.tokenizer)
+    encoded = encode_weights(model.config, _Decoded(model), codec, tile, wanted, model.tokenizer)
+    return dataclasses.replace(encoded, cast=model.cast)
 
 
 class _Decoded(Mapping[str, jax.Array]):
