@@ -13,6 +13,9 @@ import pytest
 from experiments import run
 from experiments.records import PointRecords, read_point
 
+# The fixture is dear: where several processes share the tests, one runs all of this file.
+pytestmark = pytest.mark.xdist_group("main job")
+
 CONFIG = '''
 """A sweep for tests."""
 from configs import base
