@@ -61,8 +61,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
         arrays: dict[str, Any] = {}
         entries: dict[str, Any] = {}
         for parameter, weight in walk(model.config, model.parameters):
-            stored = _arrays_of(weight)
-            on_host = {name: np.asarray(array) for name, array in stored.items()}
+            on_host = {name: np.asarray(array) for name, array in _arrays_of(weight).items()}
             entries[parameter.name] = {
                 "shape": list(parameter.shape),
                 "arrays": _layout(on_host),
@@ -71,7 +70,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
                 entries[parameter.name]["tiles"] = tile_checksums(weight, on_host)
             else:
                 entries[parameter.name]["checksum"] = checksum(on_host["array"])
-            for name, array in stored.items():
+            for name, array in on_host.items():
                 if array.size:
                     arrays.setdefault(parameter.name, {})[name] = array
         manifest: dict[str, Any] = {
@@ -116,18 +115,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Model:
             f"version {module.VERSION}: {_REMEDY} with this version of codecjax"
         )
     options = check_options(codec["name"], codec["options"])
-    on_host = _read_arrays(folder, manifest)
+    _check_weights(folder, config, manifest["weights"])
+    on_host = _read_arrays(folder, manifest["weights"])
     weights: dict[str, Any] = {}
     for parameter in parameters(config):
-        entry = manifest["weights"].get(parameter.name)
-        if entry is None:
-            raise UserError(f"{parameter.name} is missing in {folder / MANIFEST}: {_REMEDY}")
-        if entry["shape"] != list(parameter.shape):
-            raise UserError(
-                f"{parameter.name} in {folder} has shape {entry['shape']}, but the config asks for "
-                f"{list(parameter.shape)}: {_REMEDY}"
-            )
-        arrays = on_host.pop(parameter.name)
+        entry, arrays = manifest["weights"][parameter.name], on_host.pop(parameter.name)
         if parameter.projection:
             shape = (parameter.shape[0], parameter.shape[1])
             t = TiledMatrix(
@@ -184,11 +176,27 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_arrays(folder: Path, manifest: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+def _check_weights(folder: Path, config: LlamaConfig, entries: Mapping[str, Any]) -> None:
+    """UserError unless the manifest's weights are those of the config."""
+    expected = {parameter.name: list(parameter.shape) for parameter in parameters(config)}
+    for name, shape in expected.items():
+        if name not in entries:
+            raise UserError(f"{name} is missing in {folder / MANIFEST}: {_REMEDY}")
+        if entries[name]["shape"] != shape:
+            raise UserError(
+                f"{name} in {folder} has shape {entries[name]['shape']}, but the config asks for "
+                f"{shape}: {_REMEDY}"
+            )
+    for name in entries:
+        if name not in expected:
+            raise UserError(f"{name} in {folder / MANIFEST} is unexpected: {_REMEDY}")
+
+
+def _read_arrays(folder: Path, entries: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
     """The arrays of every weight on the host, by the weight's name and theirs."""
     expected: dict[str, Any] = {}
     result: dict[str, dict[str, np.ndarray]] = {}
-    for name, entry in manifest["weights"].items():
+    for name, entry in entries.items():
         result[name] = {}
         for array, (dtype, shape) in entry["arrays"].items():
             result[name][array] = np.empty(shape, jnp.dtype(dtype))
@@ -206,10 +214,17 @@ def _read_arrays(folder: Path, manifest: Mapping[str, Any]) -> dict[str, dict[st
 
 
 def _compare_layouts(folder: Path, expected: Mapping[str, Any], found: Any) -> None:
+    """UserError unless the arrays that Orbax found are those of the manifest."""
+    if not isinstance(found, Mapping):
+        raise UserError(f"{folder / ARRAYS} cannot be read (it lists no arrays): {_REMEDY}")
+    for weight, arrays in found.items():
+        for name in arrays:
+            if name not in expected.get(weight, {}):
+                raise UserError(f"{name} of {weight} in {folder / ARRAYS} is unexpected: {_REMEDY}")
     for weight, arrays in expected.items():
         for name, array in arrays.items():
             label = f"{name} of {weight}"
-            stored = found.get(weight, {}).get(name)
+            stored = found[weight].get(name) if weight in found else None
             if stored is None:
                 raise UserError(f"{label} is missing in {folder / ARRAYS}: {_REMEDY}")
             if tuple(stored.shape) != array.shape or jnp.dtype(stored.dtype) != array.dtype:
