@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments import formats, plots
+from experiments.findings import findings
 from experiments.original_notes import original_notes
 from experiments.records import PointRecords, write_bytes, write_text
 from experiments.report_text import CAPTIONS, GLOSSARY, STYLE
 from experiments.sweep import SweepRecords
-from experiments.tables import ReportTable, report_tables, speed_ratio
+from experiments.tables import ReportTable, report_tables
 
 
 def write_report(workdir: Path, sweep: SweepRecords) -> Path:
@@ -111,63 +112,8 @@ def _what_was_run(finished: Sequence[PointRecords]) -> str:
 
 
 def _findings(finished: Sequence[PointRecords], failed: Sequence[PointRecords]) -> str:
-    """What the figures say in words; every sentence is computed."""
-    items = []
-    checked = [p for p in finished if p.summary["exact"]["bit_equal"] is not None]
-    if checked:
-        equal = sum(1 for p in checked if p.summary["exact"]["bit_equal"])
-        items.append(
-            f"{equal} of {len(checked)} checked points compute logits bit-equal to plain bf16"
-            + (" and choose the same tokens." if equal == len(checked) else ".")
-        )
-    unplanned = [p.summary["name"] for p in finished if not p.summary["tiles"]["as_planned"]]
-    items.append(
-        "Every step decoded exactly the tiles that its plan said, counted by the kernels."
-        if not unplanned
-        else "Points that did not decode the tiles that their plans said: "
-        + ", ".join(unplanned)
-        + "."
-    )
-    cached = [p for p in finished if p.summary["codec"]["name"] != "bf16"]
-    if cached:
-        codec, size = cached[0].summary["codec"], cached[0].summary["bytes"]
-        items.append(
-            f"Codec {codec['name']} stores the matrices in {codec['bits_per_weight']:.2f} bits a "
-            f"weight; all weights take {formats.percent(size['weights'] / size['bf16_weights'])} "
-            "of their size in bf16." + _left_out(cached[0].summary)
-        )
-        timed = [(r, p) for p in cached if (r := speed_ratio(p.summary, finished)) is not None]
-        if timed:
-            ratio, best = max(timed, key=lambda pair: pair[0])
-            items.append(
-                f"The fastest compressed point is {best.summary['name']!r} with "
-                f"{formats.factor(ratio)} the speed of bf16 under the same implementation."
-            )
-        below = [p.summary["name"] for p in cached if _misses_the_optimum(p)]
-        items.append(
-            "Every point reaches the offline optimum of its cost hit rate."
-            if not below
-            else "Below the offline optimum of the cost hit rate: " + ", ".join(below) + "."
-        )
-    if cached and all(set(p.summary["implementations"].values()) == {"xla"} for p in cached):
-        items.append(
-            "The XLA reference ran, which shows what a cache saves and that the answers are "
-            "exact. It decodes slowly: how fast the kernels are is measured on a GPU."
-        )
-    if failed:
-        items.append(f"{len(failed)} of {len(finished) + len(failed)} points failed, see below.")
+    items = findings(finished, failed)
     return "<ul>" + "".join(f"<li>{_text(item)}</li>" for item in items) + "</ul>"
-
-
-def _left_out(summary: dict[str, Any]) -> str:
-    matrices = summary["model"]["matrices"]
-    plain = matrices - summary["codec"]["compressed_matrices"]
-    return f" {plain} of {matrices} matrices, which it would expand, stay in bf16." if plain else ""
-
-
-def _misses_the_optimum(point: PointRecords) -> bool:
-    own, best = point.summary["hits"]["cost"], point.summary["bound"]["cost"]
-    return own is not None and best is not None and own < best - 1e-9
 
 
 def _failures(failed: Sequence[PointRecords]) -> str:

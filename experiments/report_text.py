@@ -126,6 +126,11 @@ GLOSSARY = (
         "generating step, which read the cache.",
     ),
     (
+        "against bf16, against fastest bf16",
+        "Tokens per second as a multiple of those of the bf16 point: of the one under the same "
+        "implementation, and of the fastest one whatever computed it.",
+    ),
+    (
         "implementation",
         "What computed the multiplications and decodes: mosaic_gpu (Pallas kernels) or xla.",
     ),

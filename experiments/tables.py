@@ -50,6 +50,28 @@ def speed_ratio(summary: Summary, points: Sequence[PointRecords]) -> float | Non
     return own / its if own is not None and its else None
 
 
+def _baselines(points: Sequence[PointRecords]) -> list[Summary]:
+    return [
+        point.summary
+        for point in points
+        if point.finished
+        and point.summary["codec"]["name"] == "bf16"
+        and point.summary["time"]["tokens_per_second"] is not None
+    ]
+
+
+def fastest_ratio(summary: Summary, points: Sequence[PointRecords]) -> float | None:
+    """Tokens a second as a multiple of the fastest bf16 point's, whatever ran there."""
+    speeds = [each["time"]["tokens_per_second"] for each in _baselines(points)]
+    own = summary["time"]["tokens_per_second"]
+    return own / max(speeds) if own is not None and speeds else None
+
+
+def has_rivals(points: Sequence[PointRecords]) -> bool:
+    """Whether bf16 ran under several implementations."""
+    return len({tuple(each["implementations"].items()) for each in _baselines(points)}) > 1
+
+
 def _over_bound(summary: Summary) -> float | None:
     bound, own = summary["bound"]["seconds_per_token"], summary["time"]["seconds_per_token"]
     return own / bound if bound and own is not None else None
@@ -82,6 +104,7 @@ def _implementations(summary: Summary) -> str:
 def report_tables(points: Sequence[PointRecords]) -> list[ReportTable]:
     """The tables of `report.html`; every one starts with the point's name."""
     name = Column("point", lambda s: s["name"], text=True)
+    fastest = Column("against fastest bf16", lambda s: formats.factor(fastest_ratio(s, points)))
     return [
         ReportTable(
             "Speed",
@@ -91,6 +114,7 @@ def report_tables(points: Sequence[PointRecords]) -> list[ReportTable]:
                 name,
                 Column("tokens/s", lambda s: formats.number(s["time"]["tokens_per_second"])),
                 Column("against bf16", lambda s: formats.factor(speed_ratio(s, points))),
+                *((fastest,) if has_rivals(points) else ()),
                 Column(
                     "seconds per token", lambda s: formats.seconds(s["time"]["seconds_per_token"])
                 ),

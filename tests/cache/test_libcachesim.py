@@ -1,4 +1,4 @@
-"""Access by access agreement with libcachesim, an independent simulator."""
+"""Access by access agreement with libcachesim, an independent simulator; ties break alike."""
 
 import libcachesim
 import numpy as np

@@ -53,6 +53,20 @@ def test_speed_is_compared_with_bf16_under_the_same_implementation(
     assert speed_ratio(other, points) is None
 
 
+def test_claims_are_made_against_the_fastest_bf16(
+    make_point: MakePoint, points: list[PointRecords]
+) -> None:
+    headings = [column.heading for column in report_tables(points)[0].columns]
+    assert "against fastest bf16" not in headings
+    rival = make_point("bf16, gpu", codec="bf16", seconds=0.005)
+    rival.summary["implementations"] = {"matmul": "mosaic_gpu", "decode": "mosaic_gpu"}
+    points.append(rival)
+    column = next(c for c in report_tables(points)[0].columns if c.heading.endswith("fastest bf16"))
+    assert column.show(points[1].summary) == "0.500x"
+    page = report_html(sweep_of(points), {})
+    assert "runs at 0.500x the speed of the fastest bf16 point and its weights take 72.5 %" in page
+
+
 def test_every_figure_that_is_wanted_has_a_column(points: list[PointRecords]) -> None:
     tables = report_tables(points)
     shown = {
