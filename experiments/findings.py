@@ -19,13 +19,14 @@ def findings(finished: Sequence[PointRecords], failed: Sequence[PointRecords]) -
             + (" and choose the same tokens." if equal == len(checked) else ".")
         )
     unplanned = [p.summary["name"] for p in finished if not p.summary["tiles"]["as_planned"]]
-    items.append(
-        "Every step decoded exactly the tiles that its plan said, counted by the kernels."
-        if not unplanned
-        else "Points that did not decode the tiles that their plans said: "
-        + ", ".join(unplanned)
-        + "."
-    )
+    if finished:
+        items.append(
+            "Every step decoded exactly the tiles that its plan said, counted by the kernels."
+            if not unplanned
+            else "Points that did not decode the tiles that their plans said: "
+            + ", ".join(unplanned)
+            + "."
+        )
     cached = [p for p in finished if p.summary["codec"]["name"] != "bf16"]
     if cached:
         codec, size = cached[0].summary["codec"], cached[0].summary["bytes"]

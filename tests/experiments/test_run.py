@@ -1,6 +1,7 @@
 """The main job from end to end, on a model of eight matrices."""
 
 import csv
+import html
 import importlib.util
 import json
 import re
@@ -16,6 +17,8 @@ from experiments.records import PointRecords, read_point
 # The fixture is dear: where several processes share the tests, one runs all of this file.
 pytestmark = pytest.mark.xdist_group("main job")
 
+ROOT = Path(__file__).parents[2]
+EMBEDDED = ROOT / "experiments" / "embedded_model"
 CONFIG = '''
 """A sweep for tests."""
 from configs import base
@@ -195,3 +198,20 @@ def test_a_second_run_does_only_what_is_missing(
     assert "[too little] FAILED" in printed
     assert read_point(workdir / "points" / "half") == job.point("half")
     assert (workdir / "report.html").exists()
+
+
+@pytest.mark.skipif(not EMBEDDED.exists(), reason="the embedded model is not in this checkout")
+def test_the_embedded_model_writes_python_and_is_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert start(ROOT / "configs" / "base.py", tmp_path, **{"run.new_tokens": 24}) == 0
+    (folder,) = (tmp_path / "points").iterdir()
+    records = read_point(folder)
+    assert records is not None
+    assert records.summary["exact"]["bit_equal"] is True
+    assert 0 < records.summary["hits"]["byte"] == records.summary["bound"]["byte"]
+    tokens = records.summary["tokens"]
+    assert tokens["prompt_text"] == "def main("
+    assert "):" in tokens["text"]
+    assert tokens["text"] in html.unescape((tmp_path / "report.html").read_text())
