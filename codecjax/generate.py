@@ -107,6 +107,8 @@ class Generator:
         page = page_bytes(model.tile)
         usable = min(pool_pages(budget_bytes, page), sum(len(item.tiles) for item in objects))
         pool = usable if pages is None else pages
+        if pool < 0:
+            raise UserError(f"a pool of {pool} pages is impossible: give 0 or more")
         if usable > pool:
             raise UserError(
                 f"a cache budget of {budget_bytes} bytes needs {usable} pages and the pool has "
@@ -116,6 +118,7 @@ class Generator:
         self._pages = jnp.zeros((pool, *model.tile), jnp.bfloat16) if pool else None
         self._decoded = jnp.zeros((model.tile_count, units_per_tile(model.tile)), jnp.int32)
         self._page_table = jnp.full(model.tile_count, DECODE, jnp.int32)
+        self._runs = 0
 
     @property
     def residency(self) -> Residency:
@@ -168,6 +171,7 @@ class Generator:
 
         The device is kept busy: a step is dispatched before the one before it is waited for.
         So the cache has made one step more than were taken from the iterator, until the last.
+        A run that is left unfinished cannot go on once another has begun.
 
         Args:
           prompt_tokens: token ids, at least one.
@@ -214,12 +218,19 @@ class Generator:
     ) -> Iterator[GeneratedStep]:
         # Padding repeats a token of the prompt, so that it brings no values of its own.
         padded = np.pad(prompt, (0, self._bucket(len(prompt)) - len(prompt)), mode="edge")
+        self._runs += 1
+        number = self._runs
         held = self._begin()
         jax.block_until_ready(held)
         before = time.perf_counter()
         tokens, length = jax.device_put((padded[None], np.int32(len(prompt))))
         held, plan = self._step(_PREFILL, held, tokens, length, sampling)
         for index in range(max_new_tokens):
+            if self._runs != number:
+                raise UserError(
+                    "this generator has begun another run, which has its pages now: "
+                    "finish one run before the next, or make a second generator"
+                )
             # The next step overwrites what this one leaves.
             report, done = jnp.copy(held.report), plan
             report.copy_to_host_async()

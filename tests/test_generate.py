@@ -353,7 +353,7 @@ def test_mosaic_gpu_is_refused_where_it_cannot_run(model):
         ({"max_tokens": 49}, "49 tokens.*context of 48"),
         ({"max_tokens": 0}, "0 tokens"),
         ({"pages": 2, "budget_bytes": 3 * PAGE}, f"3 pages.*has 2.*{2 * PAGE} bytes"),
-        ({"pages": -1}, "-1"),
+        ({"pages": -1}, "pool of -1 pages"),
         ({"activations": "float16"}, "'float16'"),
     ],
 )
@@ -373,6 +373,16 @@ def test_a_generator_names_bad_arguments(model, arguments, named):
 def test_a_run_names_bad_arguments(model, arguments, named):
     with pytest.raises(UserError, match=named):
         make(model).run(PROMPT, **{"max_new_tokens": 4, **arguments})
+
+
+def test_runs_do_not_mix(model):
+    generator = make(model, budget_bytes=POOL * PAGE)
+    left = generator.run(PROMPT, 6)
+    tokens = [next(left).token, next(left).token]
+    again = [step.token for step in generator.run(PROMPT, 6)]
+    assert again[:2] == tokens
+    with pytest.raises(UserError, match="another run"):
+        next(left)
 
 
 @pytest.mark.parametrize(
