@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 import codecjax
 from codecjax import steps as device_steps
@@ -18,6 +19,9 @@ from codecjax.generate import Generator
 from codecjax.models.config import LlamaConfig
 from codecjax.models.model import cache_objects, random_model
 from codecjax.tiles import DECODE, fill_entry, page_bytes
+
+# One process compiles for all.
+pytestmark = pytest.mark.xdist_group("generate")
 
 # codecjax.generate, the attribute, is the function.
 GENERATE = sys.modules["codecjax.generate"]
@@ -310,6 +314,20 @@ def test_generate_ends_before_an_end_token(model):
     )
     assert list(found) == tokens[: tokens.index(end)]
     assert list(codecjax.generate(model, PROMPT, max_new_tokens=12)) == tokens
+
+
+def test_generate_takes_a_text_where_there_is_a_tokenizer(model):
+    words = {f"w{index}": index for index in range(CONFIG.vocab_size)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    talking = dataclasses.replace(model, tokenizer=tokenizer)
+    text = " ".join(f"w{token}" for token in PROMPT)
+    arguments = {"max_new_tokens": 6, "budget_bytes": POOL * PAGE}
+    assert list(codecjax.generate(talking, text, **arguments)) == list(
+        codecjax.generate(model, PROMPT, **arguments)
+    )
+    with pytest.raises(UserError, match="no tokens"):
+        codecjax.generate(talking, "", **arguments)
 
 
 @pytest.mark.parametrize(

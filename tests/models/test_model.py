@@ -25,6 +25,9 @@ CONFIG = LlamaConfig(
 )
 TILE = (64, 128)
 
+# One process makes the module's models.
+pytestmark = pytest.mark.xdist_group("model")
+
 
 @pytest.fixture(scope="module")
 def window():
