@@ -18,7 +18,7 @@ from codecjax.cache import CacheObject, Controller, Plan, pool_pages
 from codecjax.errors import UserError
 from codecjax.models.llama import empty_cache, forward
 from codecjax.models.model import Model, cache_objects
-from codecjax.steps import Held, Sampling, replaced
+from codecjax.steps import Held, Sampling, copied, replaced
 from codecjax.tiles import DECODE, Residency, page_bytes, units_per_tile
 from kernels_pallas.implementations import MOSAIC_GPU
 
@@ -98,6 +98,7 @@ class Generator:
                 f"{config.context}: give 1 to {config.context}"
             )
         self._model = model
+        self._parameters, self._structure = jax.tree.flatten(model.parameters)
         self._max_tokens = max_tokens
         self._implementation = kernels_pallas.resolve(implementation)
         self._activations = resolve_activations(activations, self._implementation)
@@ -148,7 +149,7 @@ class Generator:
         held = jax.eval_shape(self._begin)
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
         tokens = jax.ShapeDtypeStruct((1, self._bucket(prompt_length)), jnp.int32)
-        parameters = self._model.parameters
+        parameters = self._parameters
         lowered = (
             _PREFILL.lower(parameters, held, tokens, scalar, None, **self._static),
             _DECODE.lower(parameters, held, None, **self._static),
@@ -232,9 +233,9 @@ class Generator:
                     "finish one run before the next, or make a second generator"
                 )
             # The next step overwrites what this one leaves.
-            report, done = jnp.copy(held.report), plan
+            report, done = copied(held.report), plan
             report.copy_to_host_async()
-            logits = jnp.copy(held.logits) if keep_logits else None
+            logits = copied(held.logits) if keep_logits else None
             if index + 1 < max_new_tokens:
                 if forced is not None:
                     token = replaced(held.token, jax.device_put(forced[index]))
@@ -265,7 +266,7 @@ class Generator:
         if plan.changed:
             table = replaced(held.page_table, jax.device_put(plan.page_table))
             held = dataclasses.replace(held, page_table=table)
-        held = step(self._model.parameters, held, *inputs, **self._static)
+        held = step(self._parameters, held, *inputs, **self._static)
         self._pages, self._page_table = held.pages, held.page_table
         self._decoded = held.decoded
         return held, plan
@@ -273,6 +274,7 @@ class Generator:
     @property
     def _static(self) -> dict[str, Any]:
         return {
+            "structure": self._structure,
             "config": self._model.config,
             "implementation": self._implementation,
             "activations": self._activations,

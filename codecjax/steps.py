@@ -148,10 +148,21 @@ def _choose(
 
 
 def compiled(step: Callable[..., Held]) -> Any:
-    """`prefill` or `decode` under jit, with what it holds donated."""
+    """`prefill` or `decode` under jit, with what it holds donated.
+
+    It takes the parameters as `jax.tree.flatten` gives them, a list of arrays and their
+    structure: taking a tree of hundreds of matrices apart at every step would cost the host
+    more time than dispatching it.
+    """
+
+    def step_on_leaves(
+        leaves: list[jax.Array], held: Held, *inputs: Any, structure: Any, **static: Any
+    ) -> Held:
+        return step(jax.tree.unflatten(structure, leaves), held, *inputs, **static)
+
     return jax.jit(
-        step,
-        static_argnames=("config", "implementation", "activations"),
+        step_on_leaves,
+        static_argnames=("structure", "config", "implementation", "activations"),
         donate_argnames=("held",),
     )
 
@@ -161,3 +172,9 @@ def replaced(old: jax.Array, new: jax.Array) -> jax.Array:
     """The values of `new` at the address of `old`, which is donated."""
     del old
     return jnp.copy(new)
+
+
+@jax.jit
+def copied(array: jax.Array) -> jax.Array:
+    """The array at an address of its own."""
+    return jnp.copy(array)
