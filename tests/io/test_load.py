@@ -86,7 +86,7 @@ def test_a_checkpoint_keeps_its_codec_unless_asked(tmp_path):
     for arguments, expected in [
         ({"codec": "bf16"}, ("bf16", {}, (64, 128))),
         ({"codec": "window"}, ("window", {"width": 11}, (64, 128))),
-        ({"width": 16}, ("window", {"width": 16}, (64, 128))),
+        ({"width": 11}, ("window", {"width": 11}, (64, 128))),
         ({"tile": (128, 128)}, ("window", {"width": 8}, (128, 128))),
     ]:
         other = load(**arguments)
