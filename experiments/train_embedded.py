@@ -9,6 +9,7 @@ model on the held-out modules of the running Python's library.
 
 import dataclasses
 import functools
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,15 @@ def train(
       config: sizes.
       recipe: how.
       train_ids, validation_ids: int32[n], more tokens than the context.
+
+    Raises:
+      UserError: steps that are no multiple of `report_every`, or a loss that was never finite.
     """
+    if recipe.steps < 1 or recipe.steps % recipe.report_every:
+        raise UserError(
+            f"steps is {recipe.steps}, and progress is reported every {recipe.report_every}: "
+            f"give a multiple of {recipe.report_every}"
+        )
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, recipe.learning_rate, recipe.steps // 10, recipe.steps, recipe.learning_rate / 20
     )
@@ -199,13 +208,13 @@ def train(
             f"{validation_loss:.3f} nats/token, {time.perf_counter() - began:.0f} s",
             flush=True,
         )
-        if best is None or validation_loss < best.validation_loss:
+        if validation_loss < (best.validation_loss if best else math.inf):
             weights = {
                 name: np.asarray(weight) for name, weight in from_tree(config, rounded).items()
             }
             best = Trained(weights, step, validation_loss, ())
     if best is None:
-        raise UserError(f"{recipe.steps} training steps are too few: give at least 1")
+        raise UserError("the loss was never finite: give a lower learning_rate")
     return dataclasses.replace(best, losses=tuple(losses))
 
 
@@ -316,7 +325,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("evaluate", "", "Folder of a model to evaluate instead of training one.")
     flags.DEFINE_string("library", "", "Folder of Python sources; the running Python's if empty.")
     flags.DEFINE_integer("steps", Recipe.steps, "Optimiser steps.")
-    flags.DEFINE_integer("batch", Recipe.batch, "Sequences a step.")
-    flags.DEFINE_float("learning_rate", Recipe.learning_rate, "At its peak.")
+    flags.DEFINE_integer("batch", Recipe.batch, "Sequences a step.", lower_bound=1)
+    flags.DEFINE_float("learning_rate", Recipe.learning_rate, "At its peak.", lower_bound=0.0)
     flags.DEFINE_integer("seed", Recipe.seed, "Of initial weights and of the order of the data.")
     cli.run(main)

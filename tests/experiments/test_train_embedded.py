@@ -95,3 +95,12 @@ def test_initial_weights_follow_the_seed() -> None:
     one, same, other = (train_embedded.initial_weights(TINY, seed) for seed in (0, 0, 1))
     assert jax.tree.all(jax.tree.map(jnp.array_equal, one, same))
     assert not jnp.array_equal(one["embedding"], other["embedding"])
+
+
+def test_impossible_recipes_are_refused() -> None:
+    ids = np.arange(200, dtype=np.int32) % TINY.vocab_size
+    for steps in (0, 30):
+        with pytest.raises(UserError, match=f"steps is {steps}, .* give a multiple of 20"):
+            train_embedded.train(TINY, dataclasses.replace(SHORT, steps=steps), ids, ids)
+    with pytest.raises(UserError, match="never finite: give a lower learning_rate"):
+        train_embedded.train(TINY, dataclasses.replace(SHORT, learning_rate=1e30), ids, ids)
