@@ -1,8 +1,11 @@
 """The figures of a point: one line a step while it runs, and sums over its steps."""
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from codecjax.cache import CacheObject
 from codecjax.generate import GeneratedStep
@@ -13,13 +16,32 @@ from experiments.traffic import WeightTraffic
 Line = dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class TableFigures:
+    """What follows from a page table alone; it outlives most steps, which are timed with this.
+
+    Attributes:
+      page_table: int32[TILES].
+      decode_seconds_per_tile: mean over the tiles that the table leaves to be decoded.
+      weight_bytes: bytes of weights that a step must read.
+    """
+
+    page_table: np.ndarray
+    decode_seconds_per_tile: float | None
+    weight_bytes: float
+
+
+def table_figures(
+    page_table: np.ndarray, calibration: Calibration, traffic: WeightTraffic
+) -> TableFigures:
+    """The figures of a page table on a model with this calibration and traffic."""
+    return TableFigures(
+        page_table, calibration.seconds_per_tile(page_table), traffic.step_bytes(page_table)
+    )
+
+
 def step_figures(
-    number: int,
-    step: GeneratedStep,
-    pages: int,
-    calibration: Calibration,
-    traffic: WeightTraffic,
-    kv_bytes: float,
+    number: int, step: GeneratedStep, pages: int, table: TableFigures, kv_bytes: float
 ) -> Line:
     """The record of one step.
 
@@ -27,7 +49,7 @@ def step_figures(
       number: 0 for the prefill.
       step: what the generator says of it.
       pages: P, pages of the pool.
-      calibration, traffic: of the model.
+      table: of the step's page table.
       kv_bytes: bytes of the KV cache that the step had to read.
     """
     plan = step.plan
@@ -43,8 +65,8 @@ def step_figures(
         "cost": plan.cost,
         "tiles_expected": plan.tiles_expected,
         "tiles_decoded": step.tiles_decoded,
-        "decode_seconds_per_tile": calibration.seconds_per_tile(plan.page_table),
-        "bytes_to_read": traffic.step_bytes(plan.page_table) + kv_bytes,
+        "decode_seconds_per_tile": table.decode_seconds_per_tile,
+        "bytes_to_read": table.weight_bytes + kv_bytes,
         "pages_held": plan.pages_held,
         "pages": pages,
     }

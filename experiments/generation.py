@@ -10,7 +10,7 @@ from codecjax.cache import CacheObject
 from codecjax.generate import Generator, resolve_activations
 from codecjax.models.model import Model
 from experiments.calibrate import Calibration
-from experiments.figures import Line, step_figures
+from experiments.figures import Line, TableFigures, step_figures, table_figures
 from experiments.traffic import WeightTraffic, device_bytes_in_use
 
 # Steps of the run that loads what is loaded at first use, before anything is measured.
@@ -107,9 +107,12 @@ def generate(
     lines: list[Line] = []
     tokens: list[int] = []
     device_bytes = (0, "")
+    table: TableFigures | None = None
     for number, step in enumerate(generator.run(setting.prompt, setting.new_tokens)):
         read = position_bytes * (len(setting.prompt) + number)
-        line = step_figures(number, step, pool, calibration, traffic, read)
+        if table is None or table.page_table is not step.plan.page_table:
+            table = table_figures(step.plan.page_table, calibration, traffic)
+        line = step_figures(number, step, pool, table, read)
         lines.append(line)
         tokens.append(step.token)
         tell(line)
