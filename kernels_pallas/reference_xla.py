@@ -14,6 +14,7 @@ def _untile(blocks: jax.Array, t: TiledMatrix) -> jax.Array:
     return split.reshape(down * rows, across * columns)[: t.shape[0], : t.shape[1]]
 
 
+@jax.jit
 def decode(
     t: TiledMatrix, residency: Residency | None, first_tile: jax.Array
 ) -> tuple[jax.Array, Residency | None]:
@@ -63,6 +64,7 @@ def multiply(x: jax.Array, w: jax.Array) -> jax.Array:
     )
 
 
+@jax.jit
 def matmul(
     x: jax.Array, t: TiledMatrix, residency: Residency | None, first_tile: jax.Array
 ) -> tuple[jax.Array, Residency | None]:
