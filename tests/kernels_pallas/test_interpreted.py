@@ -23,8 +23,11 @@ from tests.kernels_pallas.cases import (
 NO_TILE = jnp.int32(0)
 FIRST = jnp.int32(FIRST_TILE)
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-compressed = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.codec != "bf16"], ids=lambda case: case.name
+# Pages do not depend on the width: one is enough for the slow interpreter.
+paged = pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.codec != "bf16" and case.width == 11],
+    ids=lambda case: case.name,
 )
 
 
@@ -45,7 +48,7 @@ def test_matmul_is_right_and_the_same_whatever_the_codec(case: Case) -> None:
     chex.assert_trees_all_equal(y, baseline)
 
 
-@compressed
+@paged
 def test_matmul_fills_a_page_and_then_reads_it(case: Case) -> None:
     t, x = case.tiled(), activations(3, case.shape[1], seed=1)
     decodes = cacheable_tiles(t)
@@ -76,7 +79,7 @@ def test_matmul_fills_a_page_and_then_reads_it(case: Case) -> None:
     assert (mine[0] == int(decodes[0])).all()
 
 
-@compressed
+@paged
 def test_decode_fills_and_reads_pages_as_the_reference_does(case: Case) -> None:
     t = case.tiled()
     for entries in (FILLS, HITS):
