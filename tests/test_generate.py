@@ -20,8 +20,6 @@ from codecjax.models.config import LlamaConfig
 from codecjax.models.model import cache_objects, random_model
 from codecjax.tiles import DECODE, fill_entry, page_bytes
 
-# One process compiles for all.
-pytestmark = pytest.mark.xdist_group("generate")
 
 # codecjax.generate, the attribute, is the function.
 GENERATE = sys.modules["codecjax.generate"]

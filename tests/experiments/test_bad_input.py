@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-# The fixture is dear: where several processes share the tests, one runs all of this file.
-pytestmark = pytest.mark.xdist_group("bad input")
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "gqa_untied"

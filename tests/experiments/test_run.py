@@ -14,8 +14,6 @@ import pytest
 from experiments import run
 from experiments.records import PointRecords, read_point
 
-# The fixture is dear: where several processes share the tests, one runs all of this file.
-pytestmark = pytest.mark.xdist_group("main job")
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "experiments" / "embedded_model"

@@ -28,8 +28,6 @@ from codecjax.tiles import TiledMatrix
 
 TILE = (64, 128)
 
-# One process makes the module's models.
-pytestmark = pytest.mark.xdist_group("checkpoint")
 # Large enough for the window codec to compress: two tiles a matrix.
 WIDE = dataclasses.replace(
     CONFIG,

@@ -25,9 +25,6 @@ CONFIG = LlamaConfig(
 )
 TILE = (64, 128)
 
-# One process makes the module's models.
-pytestmark = pytest.mark.xdist_group("model")
-
 
 # Compiled once for all matrices of one shape.
 decode = jax.jit(codecjax.decode)
