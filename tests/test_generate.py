@@ -20,7 +20,6 @@ from codecjax.models.config import LlamaConfig
 from codecjax.models.model import cache_objects, random_model
 from codecjax.tiles import DECODE, fill_entry, page_bytes
 
-
 # codecjax.generate, the attribute, is the function.
 GENERATE = sys.modules["codecjax.generate"]
 # All matrices have one shape, so that little is compiled.

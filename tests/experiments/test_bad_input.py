@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "gqa_untied"
 TINY = ("--config=configs/base.py", "--config.model.path=", "--config.model.shapes=tiny")

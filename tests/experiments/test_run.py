@@ -14,7 +14,6 @@ import pytest
 from experiments import run
 from experiments.records import PointRecords, read_point
 
-
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "experiments" / "embedded_model"
 CONFIG = '''
