@@ -11,8 +11,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
 from kernels_pallas.lanes import Lanes
-from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
+from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
 from kernels_pallas.unit_stream import UnitStream, UnitWalk
+
+MAX_STEPS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +22,25 @@ class DecodeConfig:
     """How the work is cut.
 
     Attributes:
-      steps: most units each CTA decodes.
-      stages: units in flight in each CTA.
+      steps: units each CTA decodes; divides the units across.
+      stages: units in flight in each CTA, at most `steps`. A buffer is filled again one step
+        after its use, so several steps need two.
     """
 
-    steps: int = 8
-    stages: int = 3
+    steps: int
+    stages: int
+
+    def __post_init__(self) -> None:
+        if not min(self.steps, 2) <= self.stages <= self.steps:
+            raise ValueError(f"{self.stages} stages cannot serve {self.steps} steps")
+
+
+def choose_config(units_down: int, units_across: int) -> DecodeConfig:
+    """Long walks, which keep copies in flight, as long as every SM has one to make."""
+    divisors = [d for d in range(1, MAX_STEPS + 1) if units_across % d == 0]
+    fitting = [d for d in divisors if units_down * (units_across // d) >= SMS]
+    steps = max(fitting, default=1)
+    return DecodeConfig(steps, stages=min(4, steps))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "interpret"))
@@ -34,7 +49,7 @@ def decode(
     residency: Residency | None,
     first_tile: jax.Array,
     *,
-    config: DecodeConfig = DecodeConfig(),
+    config: DecodeConfig | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, Residency | None]:
     """bf16[OUT, K], reading resident tiles from their pages and filling pages as told."""
@@ -42,8 +57,9 @@ def decode(
         return t.arrays["dense"], residency
     stream = UnitStream.of(t, residency, 1, Lanes(interpret))
     across = stream.units_across
-    steps = max(d for d in range(1, min(config.steps, across) + 1) if across % d == 0)
-    stream = dataclasses.replace(stream, stages=min(config.stages, steps))
+    config = config or choose_config(stream.units_down, across)
+    steps = config.steps
+    stream = dataclasses.replace(stream, stages=config.stages)
     operands = stream.operands(t, residency, first_tile)
     names = tuple(operands)
 

@@ -15,7 +15,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
 from kernels_pallas.lanes import SWIZZLE_TRANSFORMS, Lanes
-from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
+from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
 from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream, UnitWalk
 
 MAX_ROWS = 64
@@ -37,7 +37,7 @@ class MatmulConfig:
 
 def choose_config(units_down: int, units_across: int) -> MatmulConfig:
     """A split that gives every SM several CTAs, with at least two units each where it can."""
-    wanted = -(-8 * 132 // units_down)
+    wanted = -(-8 * SMS // units_down)
     divisors = [d for d in range(1, units_across + 1) if units_across % d == 0]
     fitting = [d for d in divisors if units_across // d <= 2 * MAX_TILES_ACROSS]
     splits = next((d for d in fitting if d >= wanted), fitting[-1])

@@ -9,6 +9,7 @@ import pytest
 from codecjax.codecs import cacheable_tiles
 from kernels_pallas import decode_mosaic_gpu, matmul_mosaic_gpu, reference_xla
 from kernels_pallas.arg_specs import activations
+from kernels_pallas.decode_mosaic_gpu import DecodeConfig
 from tests.kernels_pallas.cases import (
     CASES,
     FILLS,
@@ -35,6 +36,19 @@ paged = pytest.mark.parametrize(
 def test_decode_gives_back_every_bit(case: Case) -> None:
     w, _ = decode_mosaic_gpu.decode(case.tiled(), None, NO_TILE, interpret=True)
     chex.assert_trees_all_equal(bits(w), bits(case.weight()))
+
+
+@pytest.mark.parametrize(("steps", "stages"), [(2, 2), (4, 2), (4, 3)])
+def test_decode_walks_any_number_of_units(steps: int, stages: int) -> None:
+    case, config = CASES[0], DecodeConfig(steps, stages)
+    w, _ = decode_mosaic_gpu.decode(case.tiled(), None, NO_TILE, config=config, interpret=True)
+    chex.assert_trees_all_equal(bits(w), bits(case.weight()))
+
+
+@pytest.mark.parametrize(("steps", "stages"), [(2, 1), (2, 3), (1, 0)])
+def test_stages_that_would_wait_for_ever_are_refused(steps: int, stages: int) -> None:
+    with pytest.raises(ValueError, match="cannot serve"):
+        DecodeConfig(steps, stages)
 
 
 @by_name
@@ -83,7 +97,9 @@ def test_matmul_fills_a_page_and_then_reads_it(case: Case) -> None:
 def test_decode_fills_and_reads_pages_as_the_reference_does(case: Case) -> None:
     t = case.tiled()
     for entries in (FILLS, HITS):
-        mosaic, after = decode_mosaic_gpu.decode(t, residency(t, entries), FIRST, interpret=True)
+        mosaic, after = decode_mosaic_gpu.decode(
+            t, residency(t, entries), FIRST, config=DecodeConfig(2, 2), interpret=True
+        )
         reference, expected = reference_xla.decode(t, residency(t, entries), FIRST)
         chex.assert_trees_all_equal(bits(mosaic), bits(reference))
         assert after is not None
