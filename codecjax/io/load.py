@@ -17,9 +17,6 @@ from codecjax.models.parameters import walk
 from codecjax.operations import decode
 from codecjax.tiles import DEFAULT_TILE, TiledMatrix, check_tile
 
-# Compiled once for all matrices of one shape.
-_decode = jax.jit(decode)
-
 
 def load(
     path: str | os.PathLike[str],
@@ -91,7 +88,7 @@ class _Decoded(Mapping[str, jax.Array]):
 
     def __getitem__(self, name: str) -> jax.Array:
         weight = self._stored[name]
-        return _decode(weight) if isinstance(weight, TiledMatrix) else weight
+        return decode(weight) if isinstance(weight, TiledMatrix) else weight
 
     def __contains__(self, name: object) -> bool:
         return name in self._stored

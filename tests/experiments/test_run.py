@@ -15,7 +15,6 @@ from experiments import run
 from experiments.records import PointRecords, read_point
 
 ROOT = Path(__file__).parents[2]
-EMBEDDED = ROOT / "experiments" / "embedded_model"
 CONFIG = '''
 """A sweep for tests."""
 from configs import base
@@ -197,7 +196,6 @@ def test_a_second_run_does_only_what_is_missing(
     assert (workdir / "report.html").exists()
 
 
-@pytest.mark.skipif(not EMBEDDED.exists(), reason="the embedded model is not in this checkout")
 def test_the_embedded_model_writes_python_and_is_exact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

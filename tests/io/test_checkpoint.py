@@ -41,10 +41,6 @@ WIDE = dataclasses.replace(
 )
 
 
-# Compiled once for all matrices of one shape.
-decode = jax.jit(codecjax.decode)
-
-
 def make_model(kind):
     if kind == "bf16":
         return random_model(WIDE, 0, "bf16", TILE, {})
@@ -56,7 +52,7 @@ def make_model(kind):
         return model
     weights = {}
     for parameter, weight in walk(WIDE, model.parameters):
-        plain = decode(weight) if parameter.projection else weight
+        plain = codecjax.decode(weight) if parameter.projection else weight
         weights[parameter.huggingface] = np.array(plain)
     noise = np.random.default_rng(0).integers(0, 2**16, (64, 128), np.uint16)
     weights["model.layers.0.mlp.up_proj.weight"][64:] = noise.view(ml_dtypes.bfloat16)

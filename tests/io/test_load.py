@@ -18,14 +18,11 @@ from codecjax.tiles import TiledMatrix
 WIDE = LlamaConfig(128, 128, 128, 1, 4, 4, 32, 64)
 
 
-decode = jax.jit(codecjax.decode)
-
-
 def plain_bits(model):
     """Bit patterns of all weights, decoded."""
     return {
         parameter.name: np.asarray(
-            decode(weight) if isinstance(weight, TiledMatrix) else weight
+            codecjax.decode(weight) if isinstance(weight, TiledMatrix) else weight
         ).view(np.uint16)
         for parameter, weight in walk(model.config, model.parameters)
     }

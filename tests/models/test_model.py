@@ -26,10 +26,6 @@ CONFIG = LlamaConfig(
 TILE = (64, 128)
 
 
-# Compiled once for all matrices of one shape.
-decode = jax.jit(codecjax.decode)
-
-
 @pytest.fixture(scope="module")
 def window():
     return random_model(CONFIG, 3, "window", TILE, {})
@@ -79,7 +75,7 @@ def test_random_weights_depend_on_the_seed_and_not_on_the_codec(window, plain):
         strict=True,
     ):
         if isinstance(one, TiledMatrix):
-            one, two, three = (decode(each) for each in (one, two, three))
+            one, two, three = (codecjax.decode(each) for each in (one, two, three))
             assert not np.array_equal(two, three), parameter.name
         np.testing.assert_array_equal(
             np.asarray(one).view(np.uint16), np.asarray(two).view(np.uint16)
