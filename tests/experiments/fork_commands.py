@@ -1,5 +1,7 @@
 """Runs command lines of one program in forked processes, so that its imports are paid once.
 
+`run_commands` starts this file as a program of its own:
+
 python fork_commands.py MODULE < JSON list of argument lists > JSON list of results
 """
 
@@ -7,11 +9,31 @@ import contextlib
 import json
 import os
 import runpy
+import subprocess
 import sys
 import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_commands(module: str, cases: list[list[str]], folder: Path) -> list[dict[str, Any]]:
+    """Exit status, stdout and stderr of `python -m module` with each case's arguments.
+
+    The programs run in `folder`, where `module` may lie.
+    """
+    done = subprocess.run(
+        [sys.executable, __file__, module],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])},
+    )
+    return list(json.loads(done.stdout))
 
 
 def run_forked(module: str, arguments: list[str]) -> dict[str, Any]:
@@ -47,4 +69,5 @@ def main() -> None:
     json.dump([run_forked(module, each) for each in json.load(sys.stdin)], sys.stdout)
 
 
-main()
+if __name__ == "__main__":
+    main()

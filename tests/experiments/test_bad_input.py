@@ -1,16 +1,13 @@
 """Bad input to the programs: one sentence that names the thing and the remedy, status 2."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fork_commands import ROOT, run_commands
 
-ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "gqa_untied"
 TINY = ("--config=configs/base.py", "--config.model.path=", "--config.model.shapes=tiny")
 PROMPTLESS = "--config.run.prompt="
@@ -32,19 +29,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "another architecture" / "config.json").write_text(json.dumps(config))
     (folder / "a file").write_text("")
     return folder
-
-
-def commands(module: str, cases: list[list[str]], cwd: Path) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("fork_commands.py")), module],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    return list(json.loads(done.stdout))
 
 
 def check(result: dict[str, Any], words: list[str]) -> None:
@@ -96,7 +80,7 @@ def runs(models: Path) -> dict[str, dict[str, Any]]:
         [each.replace("configs/", f"{ROOT}/configs/", 1) for each in arguments]
         for arguments, _ in RUNS.values()
     ]
-    results = commands("experiments.run", cases, models)
+    results = run_commands("experiments.run", cases, models)
     return dict(zip(RUNS, results, strict=True))
 
 
@@ -136,7 +120,7 @@ def test_the_other_programs(
     module: str, cases: dict[str, tuple[list[str], list[str]]], models: Path
 ) -> None:
     arguments = [arguments for arguments, _ in cases.values()]
-    results = commands(f"experiments.{module}", arguments, models)
+    results = run_commands(f"experiments.{module}", arguments, models)
     for result, (_, words) in zip(results, cases.values(), strict=True):
         check(result, words)
     assert not (models / "x").exists()

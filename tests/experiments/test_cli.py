@@ -1,9 +1,9 @@
 """How programs report mistakes; each case is a process of its own, as absl's flags are global."""
 
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+from fork_commands import run_commands
 
 from experiments.cli import one_sentence
 
@@ -21,43 +21,33 @@ def main(argv):
         raise KeyboardInterrupt
     return 1 if argv[1:] == ["failed"] else None
 
-cli.run(main)
+if __name__ == "__main__":
+    cli.run(main)
 """
 
 
-def start(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=False
+CASES: list[tuple[list[str], int, str]] = [
+    ([], 0, ""),
+    (["failed"], 1, ""),
+    (["warned"], 0, "warning: something was cast\n"),
+    (["wrong"], 2, "error: the thing is wrong: mend it\n"),
+    (["interrupted"], 130, "interrupted\n"),
+]
+
+
+def test_exit_status_verbosity_and_unknown_flags(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    arguments = [case[0] for case in CASES]
+    *results, verbose, unknown = run_commands(
+        "program", [*arguments, ["--verbose", "wrong"], ["--colour=red"]], tmp_path
     )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "stderr"),
-    [
-        ([], 0, ""),
-        (["failed"], 1, ""),
-        (["warned"], 0, "warning: something was cast\n"),
-        (["wrong"], 2, "error: the thing is wrong: mend it\n"),
-        (["interrupted"], 130, "interrupted\n"),
-    ],
-)
-def test_exit_status(arguments: list[str], status: int, stderr: str) -> None:
-    done = start(*arguments)
-    assert (done.returncode, done.stderr) == (status, stderr)
-
-
-def test_verbose_shows_the_traceback() -> None:
-    done = start("--verbose", "wrong")
-    assert done.returncode == 2
-    assert "Traceback" in done.stderr
-    assert done.stderr.endswith("error: the thing is wrong: mend it\n")
-
-
-def test_unknown_flags_are_named() -> None:
-    done = start("--colour=red")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: Unknown command line flag 'colour'")
-    assert "Traceback" not in done.stderr
+    assert [(each["status"], each["stderr"]) for each in results] == [case[1:] for case in CASES]
+    assert verbose["status"] == 2
+    assert "Traceback" in verbose["stderr"]
+    assert verbose["stderr"].endswith("error: the thing is wrong: mend it\n")
+    assert unknown["status"] == 2
+    assert unknown["stderr"].startswith("error: Unknown command line flag 'colour'")
+    assert "Traceback" not in unknown["stderr"]
 
 
 @pytest.mark.parametrize(
