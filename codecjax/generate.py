@@ -149,10 +149,9 @@ class Generator:
         held = jax.eval_shape(self._begin)
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
         tokens = jax.ShapeDtypeStruct((1, self._bucket(prompt_length)), jnp.int32)
-        parameters = self._parameters
         lowered = (
-            _PREFILL.lower(parameters, held, tokens, scalar, None, **self._static),
-            _DECODE.lower(parameters, held, None, **self._static),
+            _PREFILL.lower(self._parameters, held, tokens, scalar, None, **self._static),
+            _DECODE.lower(self._parameters, held, None, **self._static),
         )
         # The compiler leaves Python alone, so both compile at once.
         with concurrent.futures.ThreadPoolExecutor() as pool:

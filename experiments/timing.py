@@ -99,7 +99,8 @@ def copy_bandwidth(array_bytes: int | None = None, repeats: int = 5) -> float:
     def rewrite(array: jax.Array, passes: int) -> jax.Array:
         return jax.lax.fori_loop(0, passes, lambda _, value: value + 1, array)
 
-    held = [jnp.zeros(size, dtype=jnp.uint32)]
+    # Random bits: a device may copy an array of equal values faster.
+    held = [jax.random.bits(jax.random.key(0), (size,), jnp.uint32)]
 
     def timed(passes: int) -> jax.Array:
         held[0] = rewrite(held[0], passes)

@@ -229,7 +229,7 @@ class Lanes:
         )
         def apply(_: Any, mailbox: ir.Value, *arrays: Any) -> Any:
             word = ir.IntegerType.get_signless(32)
-            zero, ones = arith.constant(word, 0), arith.constant(word, 1)
+            zero, one = arith.constant(word, 0), arith.constant(word, 1)
             position, even, odd, *values = (_scalar(array.registers.item()) for array in arrays)
             types = [word] * (count + 2)
             loop = scf.WhileOp(types, [position, zero, *values])
@@ -253,7 +253,7 @@ class Lanes:
                 position, entry, *values = after.arguments
                 memref.store(zero, mailbox, [_index(position)])
                 register = _field(entry, window.REGISTER_SHIFT, 31)
-                parity = arith.cmpi(arith.CmpIPredicate.ne, arith.andi(register, ones), zero)
+                parity = arith.cmpi(arith.CmpIPredicate.ne, arith.andi(register, one), zero)
                 base = arith.andi(arith.select(parity, odd, even), arith.constant(word, 0x7F80))
                 exponent = arith.shli(
                     _field(entry, window.EXPONENT_SHIFT, 0xFF), arith.constant(word, 7)
@@ -290,14 +290,14 @@ class Lanes:
             lane_column = arith.shli(_field(number, 0, 3), arith.constant(word, 1))
             for position, register in enumerate(sums.registers.flat):
                 group, half = divmod(position, 2)
+                if 8 * group >= columns:
+                    break
                 row = arith.addi(lane_row, arith.constant(word, 8 * half))
                 for offset in range(2):
                     column = arith.addi(lane_column, arith.constant(word, 8 * group + offset))
                     inside = arith.cmpi(
                         arith.CmpIPredicate.ult, column, arith.constant(word, columns)
                     )
-                    if 8 * group >= columns:
-                        continue
                     branch = scf.IfOp(inside)
                     with ir.InsertionPoint(branch.then_block):
                         value = vector.extract(
