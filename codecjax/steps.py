@@ -164,6 +164,8 @@ def compiled(step: Callable[..., Held]) -> Any:
         step_on_leaves,
         static_argnames=("structure", "config", "implementation", "activations"),
         donate_argnames=("held",),
+        # An unused input would be dropped, and the output that replaces it put elsewhere.
+        keep_unused=True,
     )
 
 
