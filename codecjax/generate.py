@@ -119,6 +119,8 @@ class Generator:
         self._pages = jnp.zeros((pool, *model.tile), jnp.bfloat16) if pool else None
         self._decoded = jnp.zeros((model.tile_count, units_per_tile(model.tile)), jnp.int32)
         self._page_table = jnp.full(model.tile_count, DECODE, jnp.int32)
+        # Where each step's report waits for the host, while the next step overwrites its own.
+        self._report = jnp.zeros(2, jnp.int32)
         self._runs = 0
 
     @property
@@ -232,7 +234,8 @@ class Generator:
                     "finish one run before the next, or make a second generator"
                 )
             # The next step overwrites what this one leaves.
-            report, done = copied(held.report), plan
+            report, done = replaced(self._report, held.report), plan
+            self._report = report
             report.copy_to_host_async()
             logits = copied(held.logits) if keep_logits else None
             if index + 1 < max_new_tokens:

@@ -7,7 +7,8 @@ table and never a new trace.
 All of it stays at its address, and a step has no other results. That is worth milliseconds a
 step on a GPU, where XLA records the step's hundreds of kernels once and replays them: where a
 buffer has moved, kernels are recorded anew. So new data from the host (plan, forced token) is
-copied into what is held (`replaced`), and what the host wants to know is copied out of it.
+copied into what is held (`replaced`), and what the host wants to know is copied out of it, to
+where the last such copy was: a new buffer could take the place of the step's scratch memory.
 """
 
 import dataclasses

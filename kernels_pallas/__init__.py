@@ -2,6 +2,6 @@
 
 from kernels_pallas.decode import decode
 from kernels_pallas.implementations import implementations, resolve
-from kernels_pallas.matmul import matmul
+from kernels_pallas.matmul import matmul, matmul_all
 
-__all__ = ["decode", "implementations", "matmul", "resolve"]
+__all__ = ["decode", "implementations", "matmul", "matmul_all", "resolve"]

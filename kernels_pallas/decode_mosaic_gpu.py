@@ -55,12 +55,12 @@ def decode(
     """bf16[OUT, K], reading resident tiles from their pages and filling pages as told."""
     if t.is_dense:
         return t.arrays["dense"], residency
-    stream = UnitStream.of(t, residency, 1, Lanes(interpret))
+    stream = UnitStream.of((t,), residency, 1, Lanes(interpret))
     across = stream.units_across
     config = config or choose_config(stream.units_down, across)
     steps = config.steps
     stream = dataclasses.replace(stream, stages=config.stages)
-    operands = stream.operands(t, residency, first_tile)
+    operands = stream.operands((t,), residency, first_tile)
     names = tuple(operands)
 
     def body(*refs: Any, barriers: Any, **scratch: Any) -> None:

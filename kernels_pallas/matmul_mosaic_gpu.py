@@ -1,7 +1,8 @@
 """Fused matmul as a Mosaic GPU kernel: units are decoded on their way to the matrix unit.
 
 Each CTA multiplies one row of units by a slice of K; the slices' sums are added afterwards in
-a fixed order. x is at most 64 rows, padded to a width that wgmma has.
+a fixed order. x is at most 64 rows, padded to a width that wgmma has. Matrices that multiply the
+same x are one launch: a small one alone would leave most of the GPU idle.
 """
 
 import dataclasses
@@ -49,20 +50,44 @@ def choose_config(units_down: int, units_across: int) -> MatmulConfig:
 @functools.partial(jax.jit, static_argnames=("config", "interpret"))
 def matmul(
     x: jax.Array,
-    t: TiledMatrix,
+    matrices: tuple[TiledMatrix, ...],
     residency: Residency | None,
     first_tile: jax.Array,
     *,
     config: MatmulConfig | None = None,
     interpret: bool = False,
-) -> tuple[jax.Array, Residency | None]:
-    """float32[N, OUT] = bf16 x[N, K] times the decoded matrix, N <= 64."""
+) -> tuple[tuple[jax.Array, ...], Residency | None]:
+    """float32[N, OUT] = bf16 x[N, K] times each decoded matrix, N <= 64.
+
+    The matrices' tiles follow one another in the page table. Every sum has the same order
+    however its matrix is stored.
+    """
+    units_down = sum(t.grid[0] * t.tile[0] // UNIT_ROWS for t in matrices)
+    units_across = matrices[0].grid[1] * matrices[0].tile[1] // UNIT_COLUMNS
+    config = config or choose_config(units_down, units_across)
+    if UnitStream.fit_together(matrices):
+        return _matmul_together(x, matrices, residency, first_tile, config, interpret)
+    products: list[jax.Array] = []
+    for t in matrices:
+        ys, residency = _matmul_together(x, (t,), residency, first_tile, config, interpret)
+        products += ys
+        first_tile += t.tiles
+    return tuple(products), residency
+
+
+def _matmul_together(
+    x: jax.Array,
+    matrices: tuple[TiledMatrix, ...],
+    residency: Residency | None,
+    first_tile: jax.Array,
+    config: MatmulConfig,
+    interpret: bool,
+) -> tuple[tuple[jax.Array, ...], Residency | None]:
     rows = next(step for step in ROW_STEPS if step >= x.shape[0])
-    stream = UnitStream.of(t, residency, 1, Lanes(interpret))
-    config = config or choose_config(stream.units_down, stream.units_across)
+    stream = UnitStream.of(matrices, residency, 1, Lanes(interpret))
     steps = stream.units_across // config.splits
     stream = dataclasses.replace(stream, stages=min(config.stages, steps))
-    operands = stream.operands(t, residency, first_tile)
+    operands = stream.operands(matrices, residency, first_tile)
     names = tuple(operands)
     padding = stream.units_across * UNIT_COLUMNS - x.shape[1]
     x_padded = jnp.pad(x, ((0, rows - x.shape[0]), (0, padding)))
@@ -130,5 +155,9 @@ def matmul(
         interpret=interpreter(interpret),
     )
     partial_sums = kernel(*operands.values(), x_padded)
-    y = partial_sums.sum(axis=0)[:, : t.shape[0]]
-    return y, stream.residency(residency, operands)
+    sums = partial_sums.sum(axis=0)
+    firsts = [part.first_row * UNIT_ROWS for part in stream.parts]
+    ys = tuple(
+        sums[:, first : first + t.shape[0]] for t, first in zip(matrices, firsts, strict=True)
+    )
+    return ys, stream.residency(residency, operands)

@@ -51,6 +51,7 @@ def decode(
     return _untile(blocks, t), Residency(pages, table, record)
 
 
+@jax.jit
 def multiply(x: jax.Array, w: jax.Array) -> jax.Array:
     """x[N, K] @ w[OUT, K].T in float32, the products of x's own precision."""
     # The barrier gives decoded and stored weights the same dot, so the same bits.
@@ -62,12 +63,3 @@ def multiply(x: jax.Array, w: jax.Array) -> jax.Array:
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
-
-
-@jax.jit
-def matmul(
-    x: jax.Array, t: TiledMatrix, residency: Residency | None, first_tile: jax.Array
-) -> tuple[jax.Array, Residency | None]:
-    """float32[N, OUT] = x[N, K] @ decode(t).T."""
-    w, residency = decode(t, residency, first_tile)
-    return multiply(x, w), residency

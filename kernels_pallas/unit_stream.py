@@ -1,7 +1,8 @@
-"""How both kernels get the units of a matrix into shared memory, decoded.
+"""How both kernels get the units of matrices into shared memory, decoded.
 
-A CTA (one warpgroup) walks along K through one row of 64 x 128 units. For each unit it looks
-up where the tile is: in a page, verbatim, or compressed. Pages and verbatim tiles are copied
+A CTA (one warpgroup) walks along K through one row of 64 x 128 units of one matrix; a kernel may
+have several matrices with the same K, one below the other. For each unit it looks up where the
+tile is: in a page, verbatim, or compressed. Pages and verbatim tiles are copied
 into the unit's buffer as they are. Compressed words are copied to their own buffer and decoded
 in registers. A unit's escapes are a list in no lane's order, so each lane reads some entries
 ahead of time and delivers them through a mailbox in shared memory to the lanes that hold the
@@ -10,6 +11,8 @@ registers, so what follows cannot tell.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,71 +30,123 @@ MAILBOX = (window.MAX_ROUNDS + 1) * LANES
 
 
 @dataclasses.dataclass(frozen=True)
-class UnitStream:
-    """Static facts of one matrix as a kernel sees it; `operands` gives the arrays to match.
+class Part:
+    """Static facts of one of a kernel's matrices.
 
     Attributes:
-      grid: tiles down and across.
-      tile: rows and columns of a tile.
-      width: the window codec's width; None for a dense matrix.
+      first_row: its first unit row among those of all matrices.
+      first_tile: its first tile among those of all matrices.
+      tiles: T.
       capacity: length of an escape list.
       verbatim: whether some tiles are verbatim.
+    """
+
+    first_row: int
+    first_tile: int
+    tiles: int
+    capacity: int
+    verbatim: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitStream:
+    """Static facts of a kernel's matrices; `operands` gives the arrays to match.
+
+    Attributes:
+      parts: the matrices, from the top down.
+      units_down, units_across: units of all matrices together.
+      tile: rows and columns of a tile.
+      width: the window codec's width; None for dense matrices.
       counted: whether decoded units are recorded.
       paged: whether tiles may be resident.
       stages: buffers in flight.
       lanes: lane operations.
     """
 
-    grid: tuple[int, int]
+    parts: tuple[Part, ...]
+    units_down: int
+    units_across: int
     tile: tuple[int, int]
     width: int | None
-    capacity: int
-    verbatim: bool
     counted: bool
     paged: bool
     stages: int
     lanes: Lanes
 
+    @staticmethod
+    def fit_together(matrices: Sequence[TiledMatrix]) -> bool:
+        """Whether one kernel can have all of these matrices."""
+        kinds = {(t.shape[1], t.tile, t.is_dense, t.options) for t in matrices}
+        return len(kinds) == 1
+
     @classmethod
     def of(
-        cls, t: TiledMatrix, residency: Residency | None, stages: int, lanes: Lanes
+        cls,
+        matrices: Sequence[TiledMatrix],
+        residency: Residency | None,
+        stages: int,
+        lanes: Lanes,
     ) -> "UnitStream":
-        dense = t.is_dense
+        """The stream of matrices that fit together."""
+        parts: list[Part] = []
+        row = tile = 0
+        for t in matrices:
+            capacity = 0 if t.is_dense else t.arrays["escapes"].shape[-1]
+            verbatim = not t.is_dense and window.has_verbatim_tiles(t)
+            parts.append(Part(row, tile, t.tiles, capacity, verbatim))
+            row += t.grid[0] * t.tile[0] // UNIT_ROWS
+            tile += t.tiles
+        first = matrices[0]
+        counted = not first.is_dense and residency is not None
         return cls(
-            grid=t.grid,
-            tile=t.tile,
-            width=None if dense else t.options_dict["width"],
-            capacity=0 if dense else t.arrays["escapes"].shape[-1],
-            verbatim=not dense and t.arrays["verbatim"].shape[0] > 0,
-            counted=not dense and residency is not None,
-            paged=not dense and residency is not None and residency.pages is not None,
+            parts=tuple(parts),
+            units_down=row,
+            units_across=first.grid[1] * first.tile[1] // UNIT_COLUMNS,
+            tile=first.tile,
+            width=None if first.is_dense else first.options_dict["width"],
+            counted=counted,
+            paged=counted and residency is not None and residency.pages is not None,
             stages=stages,
             lanes=lanes,
         )
+
+    @property
+    def verbatim(self) -> bool:
+        """Whether some tiles of some matrix are verbatim."""
+        return any(part.verbatim for part in self.parts)
+
+    @property
+    def capacity(self) -> int:
+        """Length of the longest escape list."""
+        return max(part.capacity for part in self.parts)
+
+    @property
+    def tiles_across(self) -> int:
+        return self.units_across * UNIT_COLUMNS // self.tile[1]
 
     @property
     def buffered(self) -> bool:
         """Whether units of a compressed matrix may come from pages or verbatim tiles."""
         return self.paged or self.verbatim
 
-    @property
-    def units_across(self) -> int:
-        return self.grid[1] * self.tile[1] // UNIT_COLUMNS
-
-    @property
-    def units_down(self) -> int:
-        return self.grid[0] * self.tile[0] // UNIT_ROWS
-
     def operands(
-        self, t: TiledMatrix, residency: Residency | None, first_tile: jax.Array
+        self,
+        matrices: Sequence[TiledMatrix],
+        residency: Residency | None,
+        first_tile: jax.Array,
     ) -> dict[str, Any]:
-        """The kernel's arrays by name; `pages` and `decoded` as refs that it may write."""
-        if t.is_dense:
-            pad = [(0, -size % unit) for size, unit in zip(t.shape, t.tile, strict=True)]
-            return {"dense": jnp.pad(t.arrays["dense"], pad)}
-        arrays = {name: t.arrays[name] for name in ("words", "escapes", "base")}
-        if self.verbatim:
-            arrays |= {"slot": t.arrays["slot"], "verbatim": t.arrays["verbatim"]}
+        """The kernel's arrays by name; `pages` and `decoded` as refs that it may write.
+
+        A matrix's own arrays are named like "words.0" after its place among the matrices.
+        """
+        arrays: dict[str, Any] = {}
+        for index, (t, part) in enumerate(zip(matrices, self.parts, strict=True)):
+            if t.is_dense:
+                pad = [(0, -size % unit) for size, unit in zip(t.shape, t.tile, strict=True)]
+                arrays[f"dense.{index}"] = jnp.pad(t.arrays["dense"], pad)
+                continue
+            names = ("words", "escapes", "base", *(("slot", "verbatim") if part.verbatim else ()))
+            arrays |= {f"{name}.{index}": t.arrays[name] for name in names}
         if self.counted:
             assert residency is not None
             arrays |= {
@@ -138,9 +193,10 @@ class UnitWalk:
     """A CTA's walk along one row of units, inside a kernel.
 
     Attributes:
-      stream: the matrix.
+      stream: the matrices.
       refs: operands and scratch by name.
-      row: unit row in the matrix.
+      part: place of the CTA's matrix among them.
+      row: unit row in that matrix.
       first_unit: unit column where the walk starts.
       steps: units that the walk visits.
       bias: row bases of the lane's two rows, as `window_layout.unpack` wants them.
@@ -148,6 +204,7 @@ class UnitWalk:
 
     stream: UnitStream
     refs: dict[str, Any]
+    part: jax.Array
     row: jax.Array
     first_unit: jax.Array
     steps: int
@@ -162,20 +219,70 @@ class UnitWalk:
         first_unit: jax.Array,
         steps: int,
     ) -> "UnitWalk":
-        """Looks up what `fetch` must know; `prepare` does the rest while copies are under way."""
+        """Looks up what `fetch` must know; `prepare` does the rest while copies are under way.
+
+        Args:
+          stream, refs, first_unit, steps: see the attributes.
+          row: unit row among those of all matrices.
+        """
+        part = jnp.int32(0)
+        for other in stream.parts[1:]:
+            part += (row >= other.first_row).astype(jnp.int32)
+        walk = cls(stream, refs, part, row, first_unit, steps, ())
+        walk = dataclasses.replace(walk, row=row - walk._of_part("first_row"))
         if stream.buffered:
             lanes = stream.lanes
             down, across = stream.tile[0] // UNIT_ROWS, stream.tile[1] // UNIT_COLUMNS
-            first = row // down * stream.grid[1] + first_unit // across
-            last = stream.grid[0] * stream.grid[1] - 1
-            index = jnp.minimum(first.astype(jnp.uint32) + lanes.index(), jnp.uint32(last))
+            first = walk.row // down * stream.tiles_across + first_unit // across
+            last = (walk._of_part("tiles") - 1).astype(jnp.uint32)
+            index = jnp.minimum(first.astype(jnp.uint32) + lanes.index(), last)
             if stream.verbatim:
-                refs["slots"][...] = lanes.gather(refs["slot"], index)
+                refs["slots"][...] = walk._slots(index)
             if stream.paged:
-                offset = refs["first_tile"][0].astype(jnp.uint32)
+                offset = (refs["first_tile"][0] + walk._of_part("first_tile")).astype(jnp.uint32)
                 refs["entries"][...] = lanes.gather(refs["page_table"], index + offset)
             plgpu.commit_smem()
-        return cls(stream, refs, row, first_unit, steps, ())
+        return walk
+
+    def _of_part(self, name: str) -> jax.Array:
+        """An int32 scalar: that static fact of the CTA's matrix."""
+        values = [getattr(part, name) for part in self.stream.parts]
+        value = jnp.int32(values[0])
+        for index, other in enumerate(values[1:], start=1):
+            value = jnp.where(self.part == index, jnp.int32(other), value)
+        return value
+
+    def _per_part(self, run: Callable[[int], None]) -> None:
+        """Runs `run` for the CTA's matrix."""
+        if len(self.stream.parts) == 1:
+            run(0)
+            return
+        for index in range(len(self.stream.parts)):
+            pl.when(self.part == index)(functools.partial(run, index))
+
+    def _gather(self, name: str, index: jax.Array) -> jax.Array:
+        """`Lanes.gather` from that array of the CTA's matrix."""
+        return self._choose(lambda part: self.stream.lanes.gather(self.refs[f"{name}.{part}"], index))
+
+    def _slots(self, index: jax.Array) -> jax.Array:
+        """Each lane's slot of tile `index`, as uint32."""
+
+        def slots(part: int) -> jax.Array:
+            if not self.stream.parts[part].verbatim:
+                return index
+            return self.stream.lanes.gather(self.refs[f"slot.{part}"], index)
+
+        return self._choose(slots)
+
+    def _choose(self, make: Callable[[int], jax.Array], first: int = 0) -> jax.Array:
+        """One word a lane: what `make` makes for the CTA's matrix."""
+
+        def made() -> jax.Array:
+            return plgpu.layout_cast(make(first), LANE_LAYOUT)
+
+        if first == len(self.stream.parts) - 1:
+            return made()
+        return jax.lax.cond(self.part == first, made, lambda: self._choose(make, first + 1))
 
     def prepare(self) -> tuple["UnitWalk", tuple[jax.Array, ...]]:
         """The walk with its row bases, mail for step 0 delivered, and the escapes of step 1."""
@@ -188,8 +295,7 @@ class UnitWalk:
         matrix_row = self.row.astype(jnp.uint32) * UNIT_ROWS + (lane >> 5) * 16 + ((lane >> 2) & 7)
         spread = jnp.uint32(1 << 7 | 1 << 23)
         bias = tuple(
-            lanes.gather(refs["base"], matrix_row + jnp.uint32(8 * half)) * spread
-            for half in range(2)
+            self._gather("base", matrix_row + jnp.uint32(8 * half)) * spread for half in range(2)
         )
         lanes.clear(refs["mailbox"])
         plgpu.commit_smem()
@@ -203,7 +309,7 @@ class UnitWalk:
         stream = self.stream
         down, across = stream.tile[0] // UNIT_ROWS, stream.tile[1] // UNIT_COLUMNS
         unit = self.first_unit + step
-        tile = self.row // down * stream.grid[1] + unit // across
+        tile = self.row // down * stream.tiles_across + unit // across
         nth = unit // across - self.first_unit // across
         entry = jnp.int32(DECODE)
         if stream.paged:
@@ -235,13 +341,26 @@ class UnitWalk:
         if stream.width is None:
             rows = pl.ds(self.row * UNIT_ROWS, UNIT_ROWS)
             columns = pl.ds(where["unit"] * UNIT_COLUMNS, UNIT_COLUMNS)
-            plgpu.copy_gmem_to_smem(refs["dense"].at[rows, columns], unit_buffer, barrier)
+
+            def copy_dense(part: int) -> None:
+                source = refs[f"dense.{part}"].at[rows, columns]
+                plgpu.copy_gmem_to_smem(source, unit_buffer, barrier)
+
+            self._per_part(copy_dense)
             return
+
+        def copy_words(part: int) -> None:
+            source = refs[f"words.{part}"].at[where["slot"], where["down"], where["across"]]
+            plgpu.copy_gmem_to_smem(source, refs["words_in_flight"].at[stage], barrier)
+
+        def copy_verbatim(part: int) -> None:
+            if stream.parts[part].verbatim:
+                source = refs[f"verbatim.{part}"].at[-where["slot"] - 1, rows, columns]
+                plgpu.copy_gmem_to_smem(source, unit_buffer, barrier)
 
         @self._when_decoding(where)
         def _copy_words() -> None:
-            source = refs["words"].at[where["slot"], where["down"], where["across"]]
-            plgpu.copy_gmem_to_smem(source, refs["words_in_flight"].at[stage], barrier)
+            self._per_part(copy_words)
 
         if stream.paged:
 
@@ -254,8 +373,7 @@ class UnitWalk:
 
             @pl.when((where["entry"] < 0) & (where["slot"] < 0))
             def _copy_verbatim() -> None:
-                source = refs["verbatim"].at[-where["slot"] - 1, rows, columns]
-                plgpu.copy_gmem_to_smem(source, unit_buffer, barrier)
+                self._per_part(copy_verbatim)
 
     def load_escapes(self, step: jax.Array) -> tuple[jax.Array, ...]:
         """The step's escape list, a few entries a lane; loaded ahead to hide the latency.
@@ -268,16 +386,16 @@ class UnitWalk:
         where, lane = self._where(jnp.minimum(step, self.steps - 1)), stream.lanes.index()
         down, across = stream.tile[0] // UNIT_ROWS, stream.tile[1] // UNIT_COLUMNS
         listed = (jnp.maximum(where["slot"], 0) * down + where["down"]) * across + where["across"]
-        first = listed.astype(jnp.uint32) * jnp.uint32(stream.capacity)
+        capacity = self._of_part("capacity").astype(jnp.uint32)
+        first = listed.astype(jnp.uint32) * capacity
         # A list that is not needed is read as if it were empty.
-        length = jnp.uint32(stream.capacity)
+        length = capacity
         if stream.buffered:
             length = jnp.where(self._decoding(where), length, jnp.uint32(0))
         entries = []
         for offset in range(0, stream.capacity, LANES):
             position = lane + jnp.uint32(offset)
-            within = jnp.minimum(position, jnp.uint32(stream.capacity - 1))
-            entry = stream.lanes.gather(self.refs["escapes"], first + within)
+            entry = self._gather("escapes", first + jnp.minimum(position, capacity - 1))
             entry = jnp.where(position < length, entry, jnp.uint32(0))
             entries.append(plgpu.layout_cast(entry, LANE_LAYOUT))
         return tuple(entries)
@@ -361,6 +479,6 @@ class UnitWalk:
         if not self.stream.counted:
             return
         where, across = self._where(step), self.stream.tile[1] // UNIT_COLUMNS
-        tile = self.refs["first_tile"][0] + where["tile"]
+        tile = self.refs["first_tile"][0] + self._of_part("first_tile") + where["tile"]
         place = where["down"] * across + where["across"]
         self.refs["decoded"][tile, place] = jnp.where(self._decoding(where), 1, 0)

@@ -12,6 +12,9 @@ Arrays, for C compressed and V verbatim tiles (C + V = T), tiles of R x Q units:
     escapes   uint32[C, R, Q, capacity]   exponent << 24 | round << 16 | 1 << 15 | lane << 6
                                           | register << 1 | half; unused entries are 0
     base      uint8[tile rows of the grid, rows of a tile]   exponent of digit 0
+
+and, only where V > 0 (else tile t is compressed tile t):
+
     slot      int32[T]    s >= 0: compressed tile s; s < 0: verbatim tile -(s + 1)
     verbatim  bf16[V, rows, columns]      tiles whose escapes would outgrow bf16
 
@@ -188,19 +191,17 @@ def encode(w: jax.Array, tile: tuple[int, int], width: int) -> TiledMatrix:
     if total + base.size >= 2 * w.size or not compressed.any():
         return TiledMatrix({"dense": w}, "window", VERSION, shape, tile, options)
     words, escapes = _pack(w, base, tile, width, capacity)
-    slot = np.where(compressed, np.cumsum(compressed) - 1, -np.cumsum(~compressed))
-    verbatim = jnp.zeros((0, *tile), jnp.bfloat16)
+    arrays = {"words": words, "escapes": escapes, "base": base}
     if not compressed.all():
         keep, spill = np.flatnonzero(compressed), np.flatnonzero(~compressed)
-        words, escapes = words[keep], escapes[keep]
-        verbatim = _verbatim_tiles(w, jnp.asarray(spill), tile)
-    arrays = {
-        "words": words,
-        "escapes": escapes,
-        "base": base,
-        "slot": jnp.asarray(slot, jnp.int32),
-        "verbatim": verbatim,
-    }
+        slot = np.where(compressed, np.cumsum(compressed) - 1, -np.cumsum(~compressed))
+        arrays = {
+            "words": words[keep],
+            "escapes": escapes[keep],
+            "base": base,
+            "slot": jnp.asarray(slot, jnp.int32),
+            "verbatim": _verbatim_tiles(w, jnp.asarray(spill), tile),
+        }
     return TiledMatrix(arrays, "window", VERSION, shape, tile, options)
 
 
@@ -255,18 +256,27 @@ def decode_compressed(
 def decode_tile(t: TiledMatrix, index: jax.Array) -> jax.Array:
     """Decodes (or reads, where verbatim) tile `index` (int32 scalar): bf16[rows, columns]."""
     arrays = t.arrays
-    slot = arrays["slot"][index]
 
-    def compressed() -> jax.Array:
+    def compressed(slot: jax.Array) -> jax.Array:
         base = arrays["base"][index // t.grid[1]]
         words, escapes = arrays["words"][slot], arrays["escapes"][slot]
         return decode_compressed(words, escapes, base, t.options_dict["width"])
 
-    if not arrays["verbatim"].shape[0]:
-        return compressed()
-    return jax.lax.cond(slot >= 0, compressed, lambda: arrays["verbatim"][-(slot + 1)])
+    if not has_verbatim_tiles(t):
+        return compressed(index)
+    slot = arrays["slot"][index]
+    return jax.lax.cond(
+        slot >= 0, lambda: compressed(slot), lambda: arrays["verbatim"][-(slot + 1)]
+    )
+
+
+def has_verbatim_tiles(t: TiledMatrix) -> bool:
+    """Whether some tiles of a matrix that is not dense are stored verbatim."""
+    return "verbatim" in t.arrays
 
 
 def needs_decode(t: TiledMatrix) -> jax.Array:
     """bool[T]: False for verbatim tiles."""
-    return jnp.zeros(t.tiles, bool) if t.is_dense else t.arrays["slot"] >= 0
+    if has_verbatim_tiles(t):
+        return t.arrays["slot"] >= 0
+    return jnp.full(t.tiles, not t.is_dense)

@@ -2,7 +2,7 @@
 
     manifest.json    format version, codec, tile, config, shapes, and a CRC-32 of every tile,
                      of every other array, of the tokenizer and of the manifest itself
-    arrays/          an Orbax v1 checkpoint of the parameter tree; empty arrays are left out
+    arrays/          an Orbax v1 checkpoint of every weight's arrays by name
     tokenizer.json   where the model has one
 
 A checkpoint appears whole or not at all, and is read whole or not at all.
@@ -70,9 +70,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
                 entries[parameter.name]["tiles"] = tile_checksums(weight, on_host)
             else:
                 entries[parameter.name]["checksum"] = checksum(on_host["array"])
-            for name, array in on_host.items():
-                if array.size:
-                    arrays.setdefault(parameter.name, {})[name] = array
+            arrays[parameter.name] = on_host
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -194,23 +192,19 @@ def _check_weights(folder: Path, config: LlamaConfig, entries: Mapping[str, Any]
 
 def _read_arrays(folder: Path, entries: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
     """The arrays of every weight on the host, by the weight's name and theirs."""
-    expected: dict[str, Any] = {}
-    result: dict[str, dict[str, np.ndarray]] = {}
-    for name, entry in entries.items():
-        result[name] = {}
-        for array, (dtype, shape) in entry["arrays"].items():
-            result[name][array] = np.empty(shape, jnp.dtype(dtype))
-            if result[name][array].size:
-                expected.setdefault(name, {})[array] = result[name][array]
+    expected = {
+        weight: {
+            name: np.empty(shape, jnp.dtype(dtype))
+            for name, (dtype, shape) in entry["arrays"].items()
+        }
+        for weight, entry in entries.items()
+    }
     try:
         found = ocp.metadata(folder / ARRAYS).metadata
     except Exception as error:  # Whatever Orbax and the storage below it raise.
         raise UserError(f"{folder / ARRAYS} cannot be read ({_brief(error)}): {_REMEDY}") from error
     _compare_layouts(folder, expected, found)
-    read = _load(folder, expected)
-    for name, arrays in result.items():
-        arrays |= read.get(name, {})
-    return result
+    return _load(folder, expected)
 
 
 def _compare_layouts(folder: Path, expected: Mapping[str, Any], found: Any) -> None:

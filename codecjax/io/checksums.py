@@ -20,7 +20,7 @@ def tile_checksums(t: TiledMatrix, arrays: Mapping[str, np.ndarray]) -> list[int
       t: the matrix, of which only the static fields are used.
       arrays: its arrays on the host. A tile of a dense matrix is a block of it; a window tile
         is its words and escapes or its verbatim weights, its tile row's bases and its slot,
-        which may be anything.
+        which may be anything where the matrix has slots.
     """
     across = t.grid[1]
     if "dense" in arrays:
@@ -35,7 +35,8 @@ def tile_checksums(t: TiledMatrix, arrays: Mapping[str, np.ndarray]) -> list[int
             for index in range(t.tiles)
         ]
     checksums = []
-    for index, slot in enumerate(arrays["slot"].tolist()):
+    slots = arrays["slot"].tolist() if "slot" in arrays else range(t.tiles)
+    for index, slot in enumerate(slots):
         parts = (("words", "escapes"), slot) if slot >= 0 else (("verbatim",), -(slot + 1))
         names, place = parts
         value = zlib.crc32(int(slot).to_bytes(4, "little", signed=True))

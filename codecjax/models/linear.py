@@ -1,4 +1,6 @@
-"""The one linear layer: a projection stored as tiles, or as a plain array while it is trained."""
+"""The one linear layer: projections stored as tiles, or as plain arrays while they are trained."""
+
+from collections.abc import Sequence
 
 import jax
 from flax import nnx
@@ -9,35 +11,37 @@ from kernels_pallas import reference_xla
 
 
 class TiledLinear(nnx.Module):
-    """y[N, OUT] = x[N, K] times the transpose of a weight [OUT, K].
+    """y[N, OUT] = x[N, K] times the transpose of a weight [OUT, K], for weights that share x.
 
     Attributes:
-      weight: a TiledMatrix, or an array [OUT, K], which XLA multiplies whatever the
+      weights: TiledMatrices, or arrays [OUT, K], which XLA multiplies whatever the
         implementation.
-      first_tile: number of the weight's first tile among the model's TILES.
-      implementation: of `kernels_pallas.matmul`.
+      first_tile: number of the first weight's first tile among the model's TILES; the tiles of
+        the others follow.
+      implementation: of `kernels_pallas.matmul_all`.
       activations: dtype that x is multiplied in.
     """
 
     def __init__(
         self,
-        weight: TiledMatrix | jax.Array,
+        weights: Sequence[TiledMatrix | jax.Array],
         first_tile: int,
         implementation: str | None,
         activations: str,
     ) -> None:
-        self.weight = nnx.Param(weight)
+        self.weights = nnx.List(nnx.Param(weight) for weight in weights)
         self.first_tile = first_tile
         self.implementation = implementation
         self.activations = activations
 
     def __call__(
         self, x: jax.Array, residency: Residency | None
-    ) -> tuple[jax.Array, Residency | None]:
-        """float32[N, OUT] of x[N, K], and the residency after the weight's tiles were used."""
-        weight, x = self.weight.get_value(), x.astype(self.activations)
-        if isinstance(weight, TiledMatrix):
-            return kernels_pallas.matmul(
-                x, weight, residency, self.first_tile, implementation=self.implementation
+    ) -> tuple[tuple[jax.Array, ...], Residency | None]:
+        """float32[N, OUT] of x[N, K] for each weight, and the residency afterwards."""
+        weights = [weight.get_value() for weight in self.weights]
+        x = x.astype(self.activations)
+        if isinstance(weights[0], TiledMatrix):
+            return kernels_pallas.matmul_all(
+                x, weights, residency, self.first_tile, implementation=self.implementation
             )
-        return reference_xla.multiply(x, weight), residency
+        return tuple(reference_xla.multiply(x, weight) for weight in weights), residency

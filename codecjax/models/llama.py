@@ -16,7 +16,7 @@ from flax import nnx
 
 from codecjax.models.config import LlamaConfig, RopeScaling
 from codecjax.models.linear import TiledLinear
-from codecjax.models.parameters import walk
+from codecjax.models.parameters import at, sharing_inputs
 from codecjax.tiles import Residency, TiledMatrix
 
 
@@ -113,8 +113,7 @@ class Attention(nnx.Module):
     def __init__(
         self, config: LlamaConfig, projections: Mapping[str, TiledLinear], activations: str
     ) -> None:
-        self.query, self.key = projections["query"], projections["key"]
-        self.value, self.output = projections["value"], projections["output"]
+        self.inputs, self.output = projections["query"], projections["output"]
         self.heads, self.kv_heads = config.heads, config.kv_heads
         self.head_dim = config.head_dim
         self.activations = activations
@@ -128,9 +127,7 @@ class Attention(nnx.Module):
         residency: Residency | None,
     ) -> tuple[jax.Array, LayerCache | None, Residency | None]:
         """float32[B * S, D] of float32[B * S, D], cache and residency after it."""
-        queries, residency = self.query(x, residency)
-        keys, residency = self.key(x, residency)
-        values, residency = self.value(x, residency)
+        (queries, keys, values), residency = self.inputs(x, residency)
         queries = _rotate(self._by_head(queries, batch, self.heads), where.rotation)
         keys = _rotate(self._by_head(keys, batch, self.kv_heads), where.rotation)
         values = self._by_head(values, batch, self.kv_heads)
@@ -147,7 +144,7 @@ class Attention(nnx.Module):
             if queries.shape[2] == 1:
                 keys, values = cache.keys, cache.values
         mixed = self._attend(queries, keys, values, where.start)
-        y, residency = self.output(mixed, residency)
+        (y,), residency = self.output(mixed, residency)
         return y, cache, residency
 
     def _by_head(self, x: jax.Array, batch: int, heads: int) -> jax.Array:
@@ -179,16 +176,15 @@ class MLP(nnx.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
     def __init__(self, projections: Mapping[str, TiledLinear]) -> None:
-        self.gate, self.up = projections["gate"], projections["up"]
-        self.down = projections["down"]
+        self.inputs, self.down = projections["gate"], projections["down"]
 
     def __call__(
         self, x: jax.Array, residency: Residency | None
     ) -> tuple[jax.Array, Residency | None]:
         """float32[N, D] of float32[N, D], and the residency after it."""
-        gate, residency = self.gate(x, residency)
-        up, residency = self.up(x, residency)
-        return self.down(jax.nn.silu(gate) * up, residency)
+        (gate, up), residency = self.inputs(x, residency)
+        (y,), residency = self.down(jax.nn.silu(gate) * up, residency)
+        return y, residency
 
 
 class Layer(nnx.Module):
@@ -244,12 +240,10 @@ class Llama(nnx.Module):
         """
         linear: dict[tuple[str, ...], TiledLinear] = {}
         first_tile = 0
-        for parameter, weight in walk(config, parameters):
-            if parameter.projection:
-                linear[parameter.path] = TiledLinear(
-                    weight, first_tile, implementation, activations
-                )
-                first_tile += weight.tiles if isinstance(weight, TiledMatrix) else 0
+        for group in sharing_inputs(config):
+            weights = [at(parameters, parameter) for parameter in group]
+            linear[group[0].path] = TiledLinear(weights, first_tile, implementation, activations)
+            first_tile += sum(t.tiles for t in weights if isinstance(t, TiledMatrix))
         names = [f"layers_{index}" for index in range(config.layers)]
         self.config = config
         self.activations = activations
@@ -302,9 +296,9 @@ class Llama(nnx.Module):
         """float32[..., V] of the residual stream float32[..., D], and the residency after it."""
         head = self.head
         if head is None:
-            head = TiledLinear(self.embedding.get_value(), 0, None, self.activations)
+            head = TiledLinear((self.embedding.get_value(),), 0, None, self.activations)
         x = self.final_norm(hidden.reshape(-1, hidden.shape[-1]))
-        logits, residency = head(x, residency)
+        (logits,), residency = head(x, residency)
         return logits.reshape(*hidden.shape[:-1], -1), residency
 
 

@@ -67,6 +67,19 @@ def parameters(config: LlamaConfig) -> tuple[Parameter, ...]:
     return tuple(result)
 
 
+def sharing_inputs(config: LlamaConfig) -> tuple[tuple[Parameter, ...], ...]:
+    """The projections in the order of use, those that multiply the same activations together."""
+    groups: list[tuple[Parameter, ...]] = []
+    for parameter in parameters(config):
+        if not parameter.projection:
+            continue
+        if parameter.path[-1] in ("key", "value", "up"):
+            groups[-1] += (parameter,)
+        else:
+            groups.append((parameter,))
+    return tuple(groups)
+
+
 def to_tree(config: LlamaConfig, weights: Mapping[str, Any]) -> dict[str, Any]:
     """Arranges weights, keyed by Hugging Face tensor name, as the parameter tree."""
     tree: dict[str, Any] = {}
@@ -86,7 +99,12 @@ def from_tree(config: LlamaConfig, tree: Mapping[str, Any]) -> dict[str, Any]:
 def walk(config: LlamaConfig, tree: Mapping[str, Any]) -> Iterator[tuple[Parameter, Any]]:
     """Pairs of Parameter and its weight in the parameter tree, in the order of use."""
     for parameter in parameters(config):
-        node: Any = tree
-        for key in parameter.path:
-            node = node[key]
-        yield parameter, node
+        yield parameter, at(tree, parameter)
+
+
+def at(tree: Mapping[str, Any], parameter: Parameter) -> Any:
+    """That weight of a parameter tree."""
+    node: Any = tree
+    for key in parameter.path:
+        node = node[key]
+    return node

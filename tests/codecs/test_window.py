@@ -113,7 +113,7 @@ def oracle(t: TiledMatrix) -> np.ndarray:
     w = np.zeros((t.grid[0] * rows, t.grid[1] * columns), np.uint16)
     for tile in range(t.tiles):
         top, left = (tile // t.grid[1]) * rows, (tile % t.grid[1]) * columns
-        slot = arrays["slot"][tile]
+        slot = arrays["slot"][tile] if "slot" in arrays else tile
         if slot < 0:
             block = arrays["verbatim"][-(slot + 1)]
             w[top : top + rows, left : left + columns] = block.view(np.uint16)

@@ -156,7 +156,6 @@ def test_other_folders_are_not_overwritten(window, tmp_path):
         ("words", (1, 0, 0, 3, 77), 1),
         ("escapes", (0, 0, 0, 5), 0),
         ("base", (1, 13), 1),
-        ("slot", (0,), 0),
     ],
 )
 def test_a_flipped_bit_names_the_matrix_and_the_tile(copied, array, place, tile):
@@ -168,13 +167,17 @@ def test_a_flipped_bit_names_the_matrix_and_the_tile(copied, array, place, tile)
         read_checkpoint(copied)
 
 
-def test_a_slot_that_points_nowhere_is_no_crash(copied):
-    def point(arrays):
-        arrays["head"]["slot"][1] = 2**30
+@pytest.mark.parametrize("slot", [0, 2**30])
+def test_a_slot_that_points_elsewhere_is_found(slot, tmp_path):
+    save(make_model("verbatim"), tmp_path / "checkpoint")
 
-    rewrite_arrays(copied, point)
-    with pytest.raises(UserError, match="tile 1 of head"):
-        read_checkpoint(copied)
+    def point(arrays):
+        assert arrays["layers.0.mlp.up"]["slot"][1] == -1
+        arrays["layers.0.mlp.up"]["slot"][1] = slot
+
+    rewrite_arrays(tmp_path / "checkpoint", point)
+    with pytest.raises(UserError, match=r"tile 1 of layers\.0\.mlp\.up"):
+        read_checkpoint(tmp_path / "checkpoint")
 
 
 def test_a_flipped_bit_in_a_dense_tile_is_found(tmp_path):

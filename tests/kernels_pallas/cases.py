@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from codecjax.codecs import encode
+from codecjax.codecs import cacheable_tiles, encode
 from codecjax.tiles import DECODE, Residency, TiledMatrix, fill_entry, units_per_tile
 from kernels_pallas.arg_specs import gaussian_weight
 
@@ -59,15 +59,25 @@ CASES = (
     Case("dense", (128, 512), codec="bf16"),
 )
 
+# Matrices that share x: different heights, capacities and sources, for one kernel.
+TOGETHER = (
+    Case("width 11", (128, 512)),
+    Case("verbatim tile", (256, 512), escapes="verbatim"),
+    Case("rows that fill no tile", (250, 512)),
+)
+
 
 def bits(w: jax.Array) -> np.ndarray:
     """The bit patterns of bf16 weights: NaN equals NaN, 0 differs from -0."""
     return np.asarray(jax.lax.bitcast_convert_type(w, jnp.uint16))
 
 
-def residency(t: TiledMatrix, entries: list[int]) -> Residency:
-    """A residency whose tiles from FIRST_TILE on belong to `t`; pages and record are poisoned."""
-    table = np.full(FIRST_TILE + t.tiles + 1, DECODE, np.int32)
+def residency(t: TiledMatrix, entries: list[int], tiles: int | None = None) -> Residency:
+    """A residency whose tiles from FIRST_TILE on belong to `t`; pages and record are poisoned.
+
+    `tiles` is their number where they belong to several matrices like `t`.
+    """
+    table = np.full(FIRST_TILE + (tiles or t.tiles) + 1, DECODE, np.int32)
     table[FIRST_TILE : FIRST_TILE + len(entries)] = entries
     return Residency(
         pages=jnp.full((PAGES, *t.tile), 7.0, jnp.bfloat16),
@@ -88,6 +98,16 @@ def assert_page_holds(page: jax.Array, w: jax.Array, t: TiledMatrix, tile: int) 
     expected = tile_of(w, t, tile)
     rows, columns = expected.shape
     chex.assert_trees_all_equal(bits(page[:rows, :columns]), bits(expected))
+
+
+def assert_counted(decoded: jax.Array, matrices: tuple[TiledMatrix, ...], hit: int) -> None:
+    """Asserts that each compressed tile from FIRST_TILE on was decoded, but for number `hit`."""
+    decodes = np.concatenate([cacheable_tiles(t) for t in matrices]).astype(np.int32)
+    decodes[hit] = 0
+    mine = decoded[FIRST_TILE : FIRST_TILE + decodes.size]
+    np.testing.assert_array_equal(mine, np.repeat(decodes[:, None], mine.shape[1], 1))
+    assert (decoded[:FIRST_TILE] == 9).all()
+    assert (decoded[FIRST_TILE + decodes.size :] == 9).all()
 
 
 FILLS = [DECODE, fill_entry(4)]

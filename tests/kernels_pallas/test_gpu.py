@@ -1,5 +1,7 @@
 """The kernels compiled and run on a GPU: the same cases, and the shapes of real models."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import pytest
 
 import kernels_pallas
 from codecjax.codecs import encode
-from codecjax.tiles import Residency, units_per_tile
+from codecjax.tiles import DECODE, Residency, fill_entry, units_per_tile
 from kernels_pallas.arg_specs import ALL, MatrixSpec, activations, gaussian_weight
 from kernels_pallas.implementations import MOSAIC_GPU
 from tests.kernels_pallas.cases import (
@@ -16,7 +18,9 @@ from tests.kernels_pallas.cases import (
     FILLS,
     FIRST_TILE,
     HITS,
+    TOGETHER,
     Case,
+    assert_counted,
     assert_page_holds,
     bits,
     residency,
@@ -72,6 +76,40 @@ def test_pages_are_filled_and_read(case: Case) -> None:
     chex.assert_trees_all_equal(read, alone)
     assert hit is not None
     assert (hit.decoded[FIRST_TILE + 1] == 0).all()
+
+
+def test_matrices_that_share_x() -> None:
+    """One launch gives each matrix's own product, and counts and pages each one's tiles."""
+    matrices, x = tuple(case.tiled() for case in TOGETHER), activations(3, 512, seed=1)
+    dense = [dataclasses.replace(case, codec="bf16").tiled() for case in TOGETHER]
+    products, _ = kernels_pallas.matmul_all(x, matrices, implementation=MOSAIC_GPU)
+    baseline, _ = kernels_pallas.matmul_all(x, dense, implementation=MOSAIC_GPU)
+    chex.assert_trees_all_equal(products, baseline)
+    for case, y in zip(TOGETHER, products, strict=True):
+        exact = np.asarray(x, np.float64) @ np.asarray(case.weight(), np.float64).T
+        assert np.linalg.norm(np.asarray(y) - exact) < 1e-5 * np.linalg.norm(exact)
+    tiles = sum(t.tiles for t in matrices)
+    for tile in range(tiles):
+        entries = [DECODE] * tiles
+        entries[tile] = fill_entry(4)
+        held = residency(matrices[0], entries, tiles)
+        filled, after = kernels_pallas.matmul_all(
+            x, matrices, held, FIRST_TILE, implementation=MOSAIC_GPU
+        )
+        chex.assert_trees_all_equal(filled, products)
+        assert after is not None
+        entries[tile] = 4
+        table = residency(matrices[0], entries, tiles).page_table
+        read, hit = kernels_pallas.matmul_all(
+            x,
+            matrices,
+            Residency(after.pages, table, held.decoded),
+            FIRST_TILE,
+            implementation=MOSAIC_GPU,
+        )
+        chex.assert_trees_all_equal(read, products)
+        assert hit is not None
+        assert_counted(hit.decoded, matrices, hit=tile)
 
 
 def test_random_plans_compile_once_and_count_their_work() -> None:

@@ -1,12 +1,15 @@
 """The Mosaic GPU kernels in the Pallas interpreter: the same bits as the reference."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codecjax.codecs import cacheable_tiles
+from codecjax.codecs import cacheable_tiles, encode
+from codecjax.tiles import DECODE, Residency, fill_entry
 from kernels_pallas import decode_mosaic_gpu, matmul_mosaic_gpu, reference_xla
 from kernels_pallas.arg_specs import activations
 from kernels_pallas.decode_mosaic_gpu import DecodeConfig
@@ -15,7 +18,9 @@ from tests.kernels_pallas.cases import (
     FILLS,
     FIRST_TILE,
     HITS,
+    TOGETHER,
     Case,
+    assert_counted,
     assert_page_holds,
     bits,
     residency,
@@ -54,11 +59,11 @@ def test_stages_that_would_wait_for_ever_are_refused(steps: int, stages: int) ->
 @by_name
 def test_matmul_is_right_and_the_same_whatever_the_codec(case: Case) -> None:
     x = activations(3, case.shape[1], seed=1)
-    y, _ = matmul_mosaic_gpu.matmul(x, case.tiled(), None, NO_TILE, interpret=True)
+    (y,), _ = matmul_mosaic_gpu.matmul(x, (case.tiled(),), None, NO_TILE, interpret=True)
     exact = np.asarray(x, np.float64) @ np.asarray(case.weight(), np.float64).T
     assert np.linalg.norm(np.asarray(y) - exact) < 1e-6 * np.linalg.norm(exact)
     dense = Case("dense", case.shape, codec="bf16", escapes=case.escapes).tiled()
-    baseline, _ = matmul_mosaic_gpu.matmul(x, dense, None, NO_TILE, interpret=True)
+    (baseline,), _ = matmul_mosaic_gpu.matmul(x, (dense,), None, NO_TILE, interpret=True)
     chex.assert_trees_all_equal(y, baseline)
 
 
@@ -66,8 +71,8 @@ def test_matmul_is_right_and_the_same_whatever_the_codec(case: Case) -> None:
 def test_matmul_fills_a_page_and_then_reads_it(case: Case) -> None:
     t, x = case.tiled(), activations(3, case.shape[1], seed=1)
     decodes = cacheable_tiles(t)
-    alone, _ = matmul_mosaic_gpu.matmul(x, t, None, NO_TILE, interpret=True)
-    filled, after = matmul_mosaic_gpu.matmul(x, t, residency(t, FILLS), FIRST, interpret=True)
+    (alone,), _ = matmul_mosaic_gpu.matmul(x, (t,), None, NO_TILE, interpret=True)
+    (filled,), after = matmul_mosaic_gpu.matmul(x, (t,), residency(t, FILLS), FIRST, interpret=True)
     chex.assert_trees_all_equal(filled, alone)
     assert after is not None
     assert after.pages is not None
@@ -81,16 +86,56 @@ def test_matmul_fills_a_page_and_then_reads_it(case: Case) -> None:
     resident = residency(t, HITS)
     # What is in the page is what gets multiplied: nothing decodes behind the cache's back.
     marked = jax.tree.map(lambda leaf: leaf, resident)
-    read, hit = matmul_mosaic_gpu.matmul(
-        x, t, type(marked)(after.pages, resident.page_table, after.decoded), FIRST, interpret=True
+    (read,), hit = matmul_mosaic_gpu.matmul(
+        x, (t,), type(marked)(after.pages, resident.page_table, after.decoded), FIRST, interpret=True
     )
     chex.assert_trees_all_equal(read, alone)
-    poisoned, _ = matmul_mosaic_gpu.matmul(x, t, resident, FIRST, interpret=True)
+    (poisoned,), _ = matmul_mosaic_gpu.matmul(x, (t,), resident, FIRST, interpret=True)
     assert not np.array_equal(poisoned, alone)
     assert hit is not None
     mine = hit.decoded[FIRST_TILE : FIRST_TILE + t.tiles]
     assert (mine[1] == 0).all()
     assert (mine[0] == int(decodes[0])).all()
+
+
+def test_matrices_that_share_x_give_what_each_gives_alone() -> None:
+    """One launch for all, for each, and for a mixture that no single kernel takes."""
+    matrices, x = tuple(case.tiled() for case in TOGETHER), activations(3, 512, seed=1)
+    config = matmul_mosaic_gpu.MatmulConfig(splits=2, stages=2)
+    options: dict[str, Any] = {"config": config, "interpret": True}
+    together, _ = matmul_mosaic_gpu.matmul(x, matrices, None, NO_TILE, **options)
+    mixed = (matrices[0], encode(TOGETHER[1].weight(), "bf16", TOGETHER[1].tile), matrices[2])
+    apart, _ = matmul_mosaic_gpu.matmul(x, mixed, None, NO_TILE, **options)
+    for case, t, y, other in zip(TOGETHER, matrices, together, apart, strict=True):
+        (alone,), _ = matmul_mosaic_gpu.matmul(x, (t,), None, NO_TILE, **options)
+        assert y.shape == (3, case.shape[0])
+        chex.assert_trees_all_equal(y, alone)
+        chex.assert_trees_all_equal(other, alone)
+
+
+@pytest.mark.parametrize("tile", [1, 3, 7], ids=["first", "second", "third"])
+def test_a_page_serves_whichever_matrix_its_tile_is_of(tile: int) -> None:
+    matrices, x = tuple(case.tiled() for case in TOGETHER), activations(3, 512, seed=1)
+    tiles = sum(t.tiles for t in matrices)
+    entries = [DECODE] * tiles
+    entries[tile] = fill_entry(4)
+    alone, _ = matmul_mosaic_gpu.matmul(x, matrices, None, NO_TILE, interpret=True)
+    held = residency(matrices[0], entries, tiles)
+    filled, after = matmul_mosaic_gpu.matmul(x, matrices, held, FIRST, interpret=True)
+    chex.assert_trees_all_equal(filled, alone)
+    assert after is not None
+    assert after.pages is not None
+    owner = 0 if tile < 2 else 1 if tile < 6 else 2
+    local = tile - (0, 2, 6)[owner]
+    assert_page_holds(after.pages[4], TOGETHER[owner].weight(), matrices[owner], local)
+
+    entries[tile] = 4
+    table = residency(matrices[0], entries, tiles).page_table
+    resident = Residency(after.pages, table, held.decoded)
+    read, hit = matmul_mosaic_gpu.matmul(x, matrices, resident, FIRST, interpret=True)
+    chex.assert_trees_all_equal(read, alone)
+    assert hit is not None
+    assert_counted(hit.decoded, matrices, hit=tile)
 
 
 @paged
@@ -112,7 +157,7 @@ def test_decode_fills_and_reads_pages_as_the_reference_does(case: Case) -> None:
 def test_matmul_multiplies_any_number_of_rows(n: int) -> None:
     case = CASES[0]
     x = activations(n, case.shape[1], seed=n)
-    y, _ = matmul_mosaic_gpu.matmul(x, case.tiled(), None, NO_TILE, interpret=True)
+    (y,), _ = matmul_mosaic_gpu.matmul(x, (case.tiled(),), None, NO_TILE, interpret=True)
     exact = np.asarray(x, np.float64) @ np.asarray(case.weight(), np.float64).T
     assert y.shape == exact.shape
     assert np.linalg.norm(np.asarray(y) - exact) < 1e-6 * np.linalg.norm(exact)
@@ -123,6 +168,6 @@ def test_every_split_of_k_gives_the_sum(splits: int) -> None:
     case = CASES[0]
     x = activations(2, case.shape[1], seed=2)
     config = matmul_mosaic_gpu.MatmulConfig(splits=splits, stages=2)
-    y, _ = matmul_mosaic_gpu.matmul(x, case.tiled(), None, NO_TILE, config=config, interpret=True)
+    (y,), _ = matmul_mosaic_gpu.matmul(x, (case.tiled(),), None, NO_TILE, config=config, interpret=True)
     exact = np.asarray(x, np.float64) @ np.asarray(case.weight(), np.float64).T
     assert np.linalg.norm(np.asarray(y) - exact) < 1e-6 * np.linalg.norm(exact)

@@ -1,5 +1,6 @@
 """The kernels are lowered for CUDA, which needs no GPU and catches what the interpreter accepts."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from kernels_pallas import decode_mosaic_gpu, matmul_mosaic_gpu
-from tests.kernels_pallas.cases import CASES, FILLS, Case, residency
+from tests.kernels_pallas.cases import CASES, FILLS, TOGETHER, Case, residency
 
 
 def lower(function: Callable[..., Any], *arguments: Any) -> str:
@@ -24,11 +25,26 @@ def test_matmul(case: Case, n: int, paged: bool) -> None:
     text = lower(
         matmul_mosaic_gpu.matmul,
         jnp.zeros((n, case.shape[1]), jnp.bfloat16),
-        t,
+        (t,),
         residency(t, FILLS) if paged else None,
         jnp.int32(0),
     )
     assert "mosaic_gpu" in text
+
+
+@pytest.mark.parametrize("paged", [False, True], ids=["unpaged", "paged"])
+@pytest.mark.parametrize("codec", ["window", "bf16"])
+def test_matmul_of_matrices_that_share_x(codec: str, paged: bool) -> None:
+    matrices = tuple(dataclasses.replace(case, codec=codec).tiled() for case in TOGETHER)
+    tiles = sum(t.tiles for t in matrices)
+    text = lower(
+        matmul_mosaic_gpu.matmul,
+        jnp.zeros((1, 512), jnp.bfloat16),
+        matrices,
+        residency(matrices[0], FILLS, tiles) if paged else None,
+        jnp.int32(0),
+    )
+    assert text.count("custom_call @mosaic_gpu") == 1
 
 
 @pytest.mark.parametrize("paged", [False, True], ids=["unpaged", "paged"])
