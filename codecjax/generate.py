@@ -29,7 +29,10 @@ _SHORTEST_PROMPT = 8
 
 _PREFILL = device_steps.compiled(device_steps.prefill)
 _DECODE = device_steps.compiled(device_steps.decode)
-_FORWARD = jax.jit(forward, static_argnames=("config", "implementation", "activations"))
+_FORWARD = jax.jit(
+    device_steps.on_arrays(forward),
+    static_argnames=("structure", "config", "implementation", "activations"),
+)
 _EMPTY_CACHE = jax.jit(empty_cache, static_argnums=(0, 1, 2, 3))
 
 
@@ -98,7 +101,7 @@ class Generator:
                 f"{config.context}: give 1 to {config.context}"
             )
         self._model = model
-        self._parameters, self._structure = jax.tree.flatten(model.parameters)
+        self._parameters, self._structure = device_steps.flat(model.parameters)
         self._max_tokens = max_tokens
         self._implementation = kernels_pallas.resolve(implementation)
         self._activations = resolve_activations(activations, self._implementation)
@@ -381,10 +384,12 @@ def logits(
             f"a sequence of {ids.shape[1]} tokens exceeds the model's context of "
             f"{model.config.context}: shorten it"
         )
+    arrays, structure = device_steps.flat(model.parameters)
     return _FORWARD(
-        model.config,
-        model.parameters,
+        arrays,
         ids,
+        structure=structure,
+        config=model.config,
         implementation=implementation,
         activations=activations,
     )

@@ -148,23 +148,50 @@ def _choose(
     )
 
 
-def compiled(step: Callable[..., Held]) -> Any:
-    """`prefill` or `decode` under jit, with what it holds donated.
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """What `flat` took from a tree.
 
-    It takes the parameters as `jax.tree.flatten` gives them, a list of arrays and their
-    structure: taking a tree of hundreds of matrices apart at every step would cost the host
-    more time than dispatching it.
+    Attributes:
+      tree: its structure.
+      leaf: the number, among the different arrays, of each of its leaves.
     """
 
-    def step_on_leaves(
-        leaves: list[jax.Array], held: Held, *inputs: Any, structure: Any, **static: Any
-    ) -> Held:
-        return step(jax.tree.unflatten(structure, leaves), held, *inputs, **static)
+    tree: Any
+    leaf: tuple[int, ...]
 
+
+def flat(tree: Any) -> tuple[list[jax.Array], Structure]:
+    """The arrays of a tree, each once, and what puts them together again."""
+    leaves, structure = jax.tree.flatten(tree)
+    distinct = {id(array): array for array in leaves}
+    number = {key: index for index, key in enumerate(distinct)}
+    leaf = tuple(number[id(array)] for array in leaves)
+    return list(distinct.values()), Structure(structure, leaf)
+
+
+def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of parameters that takes them as `flat` gives them: arrays and `structure`.
+
+    Taking a tree of hundreds of matrices apart at every step would cost the host more time than
+    dispatching it, and so would arrays that come more than once.
+    """
+
+    def with_arrays(
+        arrays: list[jax.Array], *inputs: Any, structure: Structure, **options: Any
+    ) -> Any:
+        leaves = [arrays[number] for number in structure.leaf]
+        return function(jax.tree.unflatten(structure.tree, leaves), *inputs, **options)
+
+    return with_arrays
+
+
+def compiled(step: Callable[..., Held]) -> Any:
+    """`prefill` or `decode` under jit, on the arrays of the parameters; `held` is donated."""
     return jax.jit(
-        step_on_leaves,
+        on_arrays(step),
         static_argnames=("structure", "config", "implementation", "activations"),
-        donate_argnames=("held",),
+        donate_argnums=1,
         # An unused input would be dropped, and the output that replaces it put elsewhere.
         keep_unused=True,
     )

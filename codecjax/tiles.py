@@ -52,6 +52,27 @@ def page_bytes(tile: tuple[int, int]) -> int:
     return 2 * tile[0] * tile[1]
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a matrix is in arrays that several matrices share.
+
+    Attributes:
+      first_tile, first_row: tiles and tile rows of the matrices before it.
+      first_slot, first_verbatim: compressed and verbatim tiles of the matrices before it.
+      first_entry: entries of their escape lists.
+      slots: C, its own compressed tiles.
+      capacity: entries of one of its own escape lists.
+    """
+
+    first_tile: int
+    first_row: int
+    first_slot: int
+    first_entry: int
+    first_verbatim: int
+    slots: int
+    capacity: int
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TiledMatrix:
@@ -64,6 +85,7 @@ class TiledMatrix:
       shape: (OUT, K).
       tile: (rows, columns) of a tile, multiples of 64 and 128.
       options: the codec's static options, sorted by name.
+      place: where the matrix is in `arrays`; None where they are its own alone.
     """
 
     arrays: dict[str, jax.Array]
@@ -72,6 +94,7 @@ class TiledMatrix:
     shape: tuple[int, int] = dataclasses.field(metadata={"static": True})
     tile: tuple[int, int] = dataclasses.field(metadata={"static": True})
     options: tuple[tuple[str, int], ...] = dataclasses.field(metadata={"static": True})
+    place: Place | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -85,8 +108,19 @@ class TiledMatrix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the arrays hold, side lists and padding included."""
-        return sum(array.size * array.dtype.itemsize for array in self.arrays.values())
+        """Bytes that the matrix's own part of the arrays holds, side lists and padding included."""
+        if self.place is None:
+            return sum(array.nbytes for array in self.arrays.values())
+        spilled = self.tiles - self.place.slots
+        words, base = self.arrays["words"], self.arrays["base"]
+        units = self.place.slots * words.shape[1] * words.shape[2]
+        return (
+            words.nbytes // words.shape[0] * self.place.slots
+            + 4 * units * self.place.capacity
+            + base.nbytes // base.shape[0] * self.grid[0]
+            + spilled * page_bytes(self.tile)
+            + (4 * self.tiles if "slot" in self.arrays else 0)
+        )
 
     @property
     def bits_per_weight(self) -> float:

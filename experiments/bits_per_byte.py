@@ -53,7 +53,7 @@ def windows(ids: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
 def _loss(
     config: LlamaConfig, parameters: Mapping[str, Any], tokens: jax.Array, counts: jax.Array
 ) -> jax.Array:
-    logits = forward(config, parameters, tokens[:, :-1])
+    logits = forward(parameters, tokens[:, :-1], config=config)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
     return jnp.sum(jnp.where(counts, losses, 0.0))
 

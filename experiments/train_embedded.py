@@ -137,7 +137,7 @@ def initial_weights(config: LlamaConfig, seed: int) -> dict[str, Any]:
 
 def loss_of(config: LlamaConfig, tree: Any, tokens: jax.Array) -> jax.Array:
     """Mean nats per token of int32[B, S + 1]."""
-    logits = forward(config, tree, tokens[:, :-1], activations="bfloat16")
+    logits = forward(tree, tokens[:, :-1], config=config, activations="bfloat16")
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
 

@@ -60,7 +60,7 @@ def decode(
     config = config or choose_config(stream.units_down, across)
     steps = config.steps
     stream = dataclasses.replace(stream, stages=config.stages)
-    operands = stream.operands((t,), residency, first_tile)
+    operands = stream.operands((t.arrays,), residency, first_tile)
     names = tuple(operands)
 
     def body(*refs: Any, barriers: Any, **scratch: Any) -> None:

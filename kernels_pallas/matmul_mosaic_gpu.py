@@ -7,6 +7,7 @@ same x are one launch: a small one alone would leave most of the GPU idle.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
 from kernels_pallas.lanes import SWIZZLE_TRANSFORMS, Lanes
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
-from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream, UnitWalk
+from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream, UnitWalk, sources
 
 MAX_ROWS = 64
 ROW_STEPS = (8, 16, 32, 64)
@@ -47,10 +48,9 @@ def choose_config(units_down: int, units_across: int) -> MatmulConfig:
     return MatmulConfig(splits, stages=2)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "interpret"))
 def matmul(
     x: jax.Array,
-    matrices: tuple[TiledMatrix, ...],
+    matrices: Sequence[TiledMatrix],
     residency: Residency | None,
     first_tile: jax.Array,
     *,
@@ -65,29 +65,36 @@ def matmul(
     units_down = sum(t.grid[0] * t.tile[0] // UNIT_ROWS for t in matrices)
     units_across = matrices[0].grid[1] * matrices[0].tile[1] // UNIT_COLUMNS
     config = config or choose_config(units_down, units_across)
-    if UnitStream.fit_together(matrices):
-        return _matmul_together(x, matrices, residency, first_tile, config, interpret)
+    stages = min(config.stages, units_across // config.splits)
+    together = [list(matrices)]
+    if not UnitStream.fit_together(matrices):
+        together = [[t] for t in matrices]
     products: list[jax.Array] = []
-    for t in matrices:
-        ys, residency = _matmul_together(x, (t,), residency, first_tile, config, interpret)
-        products += ys
-        first_tile += t.tiles
+    for group in together:
+        stream = UnitStream.of(group, residency, stages, Lanes(interpret))
+        arrays = tuple(sources(group))
+        y, residency = _multiply(x, arrays, residency, first_tile, stream, config.splits)
+        firsts = [part.first_row * UNIT_ROWS for part in stream.parts]
+        products += [
+            y[:, first : first + t.shape[0]] for t, first in zip(group, firsts, strict=True)
+        ]
+        first_tile += sum(t.tiles for t in group)
     return tuple(products), residency
 
 
-def _matmul_together(
+@functools.partial(jax.jit, static_argnames=("stream", "splits"))
+def _multiply(
     x: jax.Array,
-    matrices: tuple[TiledMatrix, ...],
+    arrays: tuple[dict[str, jax.Array], ...],
     residency: Residency | None,
     first_tile: jax.Array,
-    config: MatmulConfig,
-    interpret: bool,
-) -> tuple[tuple[jax.Array, ...], Residency | None]:
+    stream: UnitStream,
+    splits: int,
+) -> tuple[jax.Array, Residency | None]:
+    """float32[N, rows of all the stream's units], and the residency afterwards."""
     rows = next(step for step in ROW_STEPS if step >= x.shape[0])
-    stream = UnitStream.of(matrices, residency, 1, Lanes(interpret))
-    steps = stream.units_across // config.splits
-    stream = dataclasses.replace(stream, stages=min(config.stages, steps))
-    operands = stream.operands(matrices, residency, first_tile)
+    steps, interpret = stream.units_across // splits, stream.lanes.interpret
+    operands = stream.operands(arrays, residency, first_tile)
     names = tuple(operands)
     padding = stream.units_across * UNIT_COLUMNS - x.shape[1]
     x_padded = jnp.pad(x, ((0, rows - x.shape[0]), (0, padding)))
@@ -147,17 +154,12 @@ def _matmul_together(
     out_rows = stream.units_down * UNIT_ROWS
     kernel = plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((config.splits, x.shape[0], out_rows), jnp.float32),
-        grid=(stream.units_down, config.splits),
+        out_type=jax.ShapeDtypeStruct((splits, x.shape[0], out_rows), jnp.float32),
+        grid=(stream.units_down, splits),
         grid_names=("row", "split"),
         scratch_types=scratch,
         compiler_params=LANE_SEMANTICS,
         interpret=interpreter(interpret),
     )
     partial_sums = kernel(*operands.values(), x_padded)
-    sums = partial_sums.sum(axis=0)
-    firsts = [part.first_row * UNIT_ROWS for part in stream.parts]
-    ys = tuple(
-        sums[:, first : first + t.shape[0]] for t, first in zip(matrices, firsts, strict=True)
-    )
-    return ys, stream.residency(residency, operands)
+    return partial_sums.sum(axis=0), stream.residency(residency, operands)

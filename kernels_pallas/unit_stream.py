@@ -21,7 +21,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.codecs import window, window_layout
-from codecjax.tiles import DECODE, UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
+from codecjax.codecs.window_pool import place_of
+from codecjax.tiles import DECODE, UNIT_COLUMNS, UNIT_ROWS, Place, Residency, TiledMatrix
 from kernels_pallas.lanes import LANE_LAYOUT, LANES, SWIZZLE_TRANSFORMS, Lanes
 
 MAX_TILES_ACROSS = LANES
@@ -34,18 +35,20 @@ class Part:
     """Static facts of one of a kernel's matrices.
 
     Attributes:
-      first_row: its first unit row among those of all matrices.
-      first_tile: its first tile among those of all matrices.
+      source: which of the kernel's sets of arrays it is in.
+      first_row: its first unit row among those of all of the kernel's matrices.
+      first_tile: its first tile among those of all of the kernel's matrices.
       tiles: T.
-      capacity: length of an escape list.
       verbatim: whether some tiles are verbatim.
+      place: where it is in its arrays; None for a dense matrix.
     """
 
+    source: int
     first_row: int
     first_tile: int
     tiles: int
-    capacity: int
     verbatim: bool
+    place: Place | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +92,13 @@ class UnitStream:
     ) -> "UnitStream":
         """The stream of matrices that fit together."""
         parts: list[Part] = []
+        found = sources(matrices)
         row = tile = 0
         for t in matrices:
-            capacity = 0 if t.is_dense else t.arrays["escapes"].shape[-1]
-            verbatim = not t.is_dense and window.has_verbatim_tiles(t)
-            parts.append(Part(row, tile, t.tiles, capacity, verbatim))
+            source = next(i for i, arrays in enumerate(found) if _same(arrays, t.arrays))
+            place = None if t.is_dense else place_of(t)
+            verbatim = place is not None and place.slots < t.tiles
+            parts.append(Part(source, row, tile, t.tiles, verbatim, place))
             row += t.grid[0] * t.tile[0] // UNIT_ROWS
             tile += t.tiles
         first = matrices[0]
@@ -118,7 +123,7 @@ class UnitStream:
     @property
     def capacity(self) -> int:
         """Length of the longest escape list."""
-        return max(part.capacity for part in self.parts)
+        return max(0 if part.place is None else part.place.capacity for part in self.parts)
 
     @property
     def tiles_across(self) -> int:
@@ -131,22 +136,28 @@ class UnitStream:
 
     def operands(
         self,
-        matrices: Sequence[TiledMatrix],
+        arrays_of: Sequence[dict[str, jax.Array]],
         residency: Residency | None,
         first_tile: jax.Array,
     ) -> dict[str, Any]:
         """The kernel's arrays by name; `pages` and `decoded` as refs that it may write.
 
-        A matrix's own arrays are named like "words.0" after its place among the matrices.
+        Args:
+          arrays_of: the matrices' sets of arrays; those of the first have names like "words.0".
+          residency, first_tile: of the matrices.
         """
         arrays: dict[str, Any] = {}
-        for index, (t, part) in enumerate(zip(matrices, self.parts, strict=True)):
-            if t.is_dense:
-                pad = [(0, -size % unit) for size, unit in zip(t.shape, t.tile, strict=True)]
-                arrays[f"dense.{index}"] = jnp.pad(t.arrays["dense"], pad)
+        for index, source in enumerate(arrays_of):
+            if "dense" in source:
+                pad = [
+                    (0, -size % unit)
+                    for size, unit in zip(source["dense"].shape, self.tile, strict=True)
+                ]
+                arrays[f"dense.{index}"] = jnp.pad(source["dense"], pad)
                 continue
-            names = ("words", "escapes", "base", *(("slot", "verbatim") if part.verbatim else ()))
-            arrays |= {f"{name}.{index}": t.arrays[name] for name in names}
+            verbatim = any(part.verbatim for part in self.parts if part.source == index)
+            names = ("words", "escapes", "base", *(("slot", "verbatim") if verbatim else ()))
+            arrays |= {f"{name}.{index}": source[name] for name in names}
         if self.counted:
             assert residency is not None
             arrays |= {
@@ -186,6 +197,19 @@ class UnitStream:
         if self.verbatim:
             scratch["slots"] = plgpu.SMEM((LANES,), jnp.uint32)
         return scratch
+
+
+def sources(matrices: Sequence[TiledMatrix]) -> list[dict[str, jax.Array]]:
+    """The different sets of arrays that the matrices are in."""
+    found: list[dict[str, jax.Array]] = []
+    for t in matrices:
+        if not any(_same(arrays, t.arrays) for arrays in found):
+            found.append(t.arrays)
+    return found
+
+
+def _same(one: dict[str, jax.Array], other: dict[str, jax.Array]) -> bool:
+    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,43 +270,60 @@ class UnitWalk:
 
     def _of_part(self, name: str) -> jax.Array:
         """An int32 scalar: that static fact of the CTA's matrix."""
-        values = [getattr(part, name) for part in self.stream.parts]
+        return self._select([getattr(part, name) for part in self.stream.parts])
+
+    def _of_place(self, name: str) -> jax.Array:
+        """An int32 scalar: that static fact of where the CTA's matrix is in its arrays."""
+        return self._select([getattr(part.place, name) for part in self.stream.parts])
+
+    def _select(self, values: Sequence[int]) -> jax.Array:
+        """An int32 scalar: the value for the CTA's matrix."""
         value = jnp.int32(values[0])
         for index, other in enumerate(values[1:], start=1):
-            value = jnp.where(self.part == index, jnp.int32(other), value)
+            if other != values[0]:
+                value = jnp.where(self.part == index, jnp.int32(other), value)
         return value
 
-    def _per_part(self, run: Callable[[int], None]) -> None:
-        """Runs `run` for the CTA's matrix."""
-        if len(self.stream.parts) == 1:
+    @property
+    def _sources(self) -> int:
+        return 1 + max(part.source for part in self.stream.parts)
+
+    def _per_source(self, run: Callable[[int], None]) -> None:
+        """Runs `run` for the arrays of the CTA's matrix."""
+        if self._sources == 1:
             run(0)
             return
-        for index in range(len(self.stream.parts)):
-            pl.when(self.part == index)(functools.partial(run, index))
+        for index in range(self._sources):
+            pl.when(self._of_part("source") == index)(functools.partial(run, index))
 
     def _gather(self, name: str, index: jax.Array) -> jax.Array:
         """`Lanes.gather` from that array of the CTA's matrix."""
-        return self._choose(lambda part: self.stream.lanes.gather(self.refs[f"{name}.{part}"], index))
+        lanes = self.stream.lanes
+        return self._choose(lambda source: lanes.gather(self.refs[f"{name}.{source}"], index))
 
     def _slots(self, index: jax.Array) -> jax.Array:
         """Each lane's slot of tile `index`, as uint32."""
+        in_order = index + self._of_place("first_slot").astype(jnp.uint32)
+        index += self._of_place("first_tile").astype(jnp.uint32)
 
-        def slots(part: int) -> jax.Array:
-            if not self.stream.parts[part].verbatim:
-                return index
-            return self.stream.lanes.gather(self.refs[f"slot.{part}"], index)
+        def slots(source: int) -> jax.Array:
+            name = f"slot.{source}"
+            return (
+                self.stream.lanes.gather(self.refs[name], index) if name in self.refs else in_order
+            )
 
         return self._choose(slots)
 
     def _choose(self, make: Callable[[int], jax.Array], first: int = 0) -> jax.Array:
-        """One word a lane: what `make` makes for the CTA's matrix."""
+        """One word a lane: what `make` makes of the arrays of the CTA's matrix."""
 
         def made() -> jax.Array:
             return plgpu.layout_cast(make(first), LANE_LAYOUT)
 
-        if first == len(self.stream.parts) - 1:
+        if first == self._sources - 1:
             return made()
-        return jax.lax.cond(self.part == first, made, lambda: self._choose(make, first + 1))
+        here = self._of_part("source") == first
+        return jax.lax.cond(here, made, lambda: self._choose(make, first + 1))
 
     def prepare(self) -> tuple["UnitWalk", tuple[jax.Array, ...]]:
         """The walk with its row bases, mail for step 0 delivered, and the escapes of step 1."""
@@ -292,7 +333,8 @@ class UnitWalk:
         lanes = stream.lanes
         first, second = self.load_escapes(jnp.int32(0)), self.next_escapes(jnp.int32(1))
         lane = lanes.index()
-        matrix_row = self.row.astype(jnp.uint32) * UNIT_ROWS + (lane >> 5) * 16 + ((lane >> 2) & 7)
+        row = self.row * UNIT_ROWS + self._of_place("first_row") * stream.tile[0]
+        matrix_row = row.astype(jnp.uint32) + (lane >> 5) * 16 + ((lane >> 2) & 7)
         spread = jnp.uint32(1 << 7 | 1 << 23)
         bias = tuple(
             self._gather("base", matrix_row + jnp.uint32(8 * half)) * spread for half in range(2)
@@ -314,7 +356,11 @@ class UnitWalk:
         entry = jnp.int32(DECODE)
         if stream.paged:
             entry = self.refs["entries"][nth].astype(jnp.int32)
-        slot = self.refs["slots"][nth].astype(jnp.int32) if stream.verbatim else tile
+        slot = tile
+        if stream.verbatim:
+            slot = self.refs["slots"][nth].astype(jnp.int32)
+        elif stream.width is not None:
+            slot = tile + self._of_place("first_slot")
         return {
             "unit": unit,
             "tile": tile,
@@ -342,25 +388,25 @@ class UnitWalk:
             rows = pl.ds(self.row * UNIT_ROWS, UNIT_ROWS)
             columns = pl.ds(where["unit"] * UNIT_COLUMNS, UNIT_COLUMNS)
 
-            def copy_dense(part: int) -> None:
-                source = refs[f"dense.{part}"].at[rows, columns]
-                plgpu.copy_gmem_to_smem(source, unit_buffer, barrier)
+            def copy_dense(source: int) -> None:
+                array = refs[f"dense.{source}"].at[rows, columns]
+                plgpu.copy_gmem_to_smem(array, unit_buffer, barrier)
 
-            self._per_part(copy_dense)
+            self._per_source(copy_dense)
             return
 
-        def copy_words(part: int) -> None:
-            source = refs[f"words.{part}"].at[where["slot"], where["down"], where["across"]]
-            plgpu.copy_gmem_to_smem(source, refs["words_in_flight"].at[stage], barrier)
+        def copy_words(source: int) -> None:
+            array = refs[f"words.{source}"].at[where["slot"], where["down"], where["across"]]
+            plgpu.copy_gmem_to_smem(array, refs["words_in_flight"].at[stage], barrier)
 
-        def copy_verbatim(part: int) -> None:
-            if stream.parts[part].verbatim:
-                source = refs[f"verbatim.{part}"].at[-where["slot"] - 1, rows, columns]
-                plgpu.copy_gmem_to_smem(source, unit_buffer, barrier)
+        def copy_verbatim(source: int) -> None:
+            if f"verbatim.{source}" in refs:
+                array = refs[f"verbatim.{source}"].at[-where["slot"] - 1, rows, columns]
+                plgpu.copy_gmem_to_smem(array, unit_buffer, barrier)
 
         @self._when_decoding(where)
         def _copy_words() -> None:
-            self._per_part(copy_words)
+            self._per_source(copy_words)
 
         if stream.paged:
 
@@ -373,7 +419,7 @@ class UnitWalk:
 
             @pl.when((where["entry"] < 0) & (where["slot"] < 0))
             def _copy_verbatim() -> None:
-                self._per_part(copy_verbatim)
+                self._per_source(copy_verbatim)
 
     def load_escapes(self, step: jax.Array) -> tuple[jax.Array, ...]:
         """The step's escape list, a few entries a lane; loaded ahead to hide the latency.
@@ -385,9 +431,11 @@ class UnitWalk:
             return ()
         where, lane = self._where(jnp.minimum(step, self.steps - 1)), stream.lanes.index()
         down, across = stream.tile[0] // UNIT_ROWS, stream.tile[1] // UNIT_COLUMNS
-        listed = (jnp.maximum(where["slot"], 0) * down + where["down"]) * across + where["across"]
-        capacity = self._of_part("capacity").astype(jnp.uint32)
+        slot = jnp.maximum(where["slot"] - self._of_place("first_slot"), 0)
+        listed = (slot * down + where["down"]) * across + where["across"]
+        capacity = self._of_place("capacity").astype(jnp.uint32)
         first = listed.astype(jnp.uint32) * capacity
+        first += self._of_place("first_entry").astype(jnp.uint32)
         # A list that is not needed is read as if it were empty.
         length = capacity
         if stream.buffered:

@@ -1,12 +1,13 @@
 """Codecs: how a weight's tiles are stored. `encode` and `decode` are the public way in."""
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from codecjax.codecs import bf16, window
+from codecjax.codecs import bf16, window, window_pool
 from codecjax.codecs.cast import CastReport, to_bf16, warn_of_cast
 from codecjax.errors import UserError
 from codecjax.tiles import DEFAULT_TILE, TiledMatrix, check_tile
@@ -83,6 +84,21 @@ def cacheable_tiles(t: TiledMatrix) -> np.ndarray:
     return np.asarray(codec_module(t.codec).needs_decode(t))
 
 
+def pooled(codec: str, matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:
+    """The same matrices, in arrays that they share where the codec can do that.
+
+    Args:
+      codec: of all matrices, with equal tiles and options.
+      matrices: each in arrays of its own.
+    """
+    return tuple(codec_module(codec).pooled(matrices))
+
+
+def own_arrays(t: TiledMatrix) -> dict[str, jax.Array]:
+    """The arrays by name that `t` would have if it shared none."""
+    return t.arrays if t.place is None else window_pool.own_arrays(t)
+
+
 __all__ = [
     "CODECS",
     "cacheable_tiles",
@@ -90,4 +106,6 @@ __all__ = [
     "codec_module",
     "encode",
     "encode_with_report",
+    "own_arrays",
+    "pooled",
 ]

@@ -3,6 +3,8 @@
 Arrays: `dense` bf16[OUT, K], row-major. Nothing is ever decoded, so nothing is ever cached.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -20,3 +22,8 @@ def encode(w: jax.Array, tile: tuple[int, int]) -> TiledMatrix:
 def needs_decode(t: TiledMatrix) -> jax.Array:
     """bool[T], all False."""
     return jnp.zeros(t.tiles, bool)
+
+
+def pooled(matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:
+    """The matrices as they are."""
+    return tuple(matrices)

@@ -18,18 +18,22 @@ and, only where V > 0 (else tile t is compressed tile t):
     slot      int32[T]    s >= 0: compressed tile s; s < 0: verbatim tile -(s + 1)
     verbatim  bf16[V, rows, columns]      tiles whose escapes would outgrow bf16
 
+Several matrices may share their arrays, see `window_pool`.
+
 A matrix that this would expand (few rows, random exponents) is stored as the single array
 `dense` bf16[OUT, K].
 """
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from codecjax.codecs import window_layout
+from codecjax.codecs import window_layout, window_pool
+from codecjax.codecs.window_pool import escape_lists, place_of
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, TiledMatrix, page_bytes, units_per_tile
 
 VERSION = 1
@@ -255,28 +259,32 @@ def decode_compressed(
 
 def decode_tile(t: TiledMatrix, index: jax.Array) -> jax.Array:
     """Decodes (or reads, where verbatim) tile `index` (int32 scalar): bf16[rows, columns]."""
-    arrays = t.arrays
+    arrays, place = t.arrays, place_of(t)
+    lists = escape_lists(t)
 
     def compressed(slot: jax.Array) -> jax.Array:
-        base = arrays["base"][index // t.grid[1]]
-        words, escapes = arrays["words"][slot], arrays["escapes"][slot]
+        base = arrays["base"][place.first_row + index // t.grid[1]]
+        words, escapes = arrays["words"][slot], lists[slot - place.first_slot]
         return decode_compressed(words, escapes, base, t.options_dict["width"])
 
-    if not has_verbatim_tiles(t):
-        return compressed(index)
-    slot = arrays["slot"][index]
+    if place.slots == t.tiles:
+        return compressed(place.first_slot + index)
+    slot = arrays["slot"][place.first_tile + index]
     return jax.lax.cond(
         slot >= 0, lambda: compressed(slot), lambda: arrays["verbatim"][-(slot + 1)]
     )
 
 
-def has_verbatim_tiles(t: TiledMatrix) -> bool:
-    """Whether some tiles of a matrix that is not dense are stored verbatim."""
-    return "verbatim" in t.arrays
-
-
 def needs_decode(t: TiledMatrix) -> jax.Array:
     """bool[T]: False for verbatim tiles."""
-    if has_verbatim_tiles(t):
-        return t.arrays["slot"] >= 0
-    return jnp.full(t.tiles, not t.is_dense)
+    if t.is_dense or place_of(t).slots == t.tiles:
+        return jnp.full(t.tiles, not t.is_dense)
+    first = place_of(t).first_tile
+    return t.arrays["slot"][first : first + t.tiles] >= 0
+
+
+def pooled(matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:
+    """The same matrices, those that can in arrays that they share."""
+    tiled = [t for t in matrices if not t.is_dense]
+    shared = iter(window_pool.pooled(tiled) if len(tiled) > 1 else tiled)
+    return tuple(t if t.is_dense else next(shared) for t in matrices)

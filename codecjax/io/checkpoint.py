@@ -21,15 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from codecjax.codecs import check_options, codec_module
+from codecjax.codecs import check_options, codec_module, own_arrays
 from codecjax.codecs.cast import CastReport
 from codecjax.errors import UserError
 from codecjax.io.atomic import recover, replacing_folder
 from codecjax.io.checksums import checksum, tile_checksums
 from codecjax.io.huggingface import TOKENIZER, read_json, read_tokenizer
 from codecjax.models.config import LlamaConfig
-from codecjax.models.model import Model
-from codecjax.models.parameters import Parameter, parameters, to_tree, walk
+from codecjax.models.model import Model, assembled
+from codecjax.models.parameters import Parameter, parameters, walk
 from codecjax.tiles import TiledMatrix, check_tile
 
 MANIFEST, ARRAYS = "manifest.json", "arrays"
@@ -115,28 +115,27 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Model:
     options = check_options(codec["name"], codec["options"])
     _check_weights(folder, config, manifest["weights"])
     on_host = _read_arrays(folder, manifest["weights"])
-    weights: dict[str, Any] = {}
-    for parameter in parameters(config):
+
+    def stored(parameter: Parameter) -> TiledMatrix | jax.Array:
         entry, arrays = manifest["weights"][parameter.name], on_host.pop(parameter.name)
-        if parameter.projection:
-            shape = (parameter.shape[0], parameter.shape[1])
-            t = TiledMatrix(
-                arrays,
-                codec["name"],
-                codec["version"],
-                shape,
-                tile,
-                tuple(sorted(options.items())),
-            )
-            _verify_tiles(folder, parameter, t, entry)
-            placed = {name: jnp.asarray(array) for name, array in arrays.items()}
-            weights[parameter.huggingface] = dataclasses.replace(t, arrays=placed)
-        else:
+        if not parameter.projection:
             _verify_array(folder, parameter, arrays, entry)
-            weights[parameter.huggingface] = jnp.asarray(arrays["array"])
+            return jnp.asarray(arrays["array"])
+        t = TiledMatrix(
+            arrays,
+            codec["name"],
+            codec["version"],
+            (parameter.shape[0], parameter.shape[1]),
+            tile,
+            tuple(sorted(options.items())),
+        )
+        _verify_tiles(folder, parameter, t, entry)
+        placed = {name: jnp.asarray(array) for name, array in arrays.items()}
+        return dataclasses.replace(t, arrays=placed)
+
     return Model(
         config=config,
-        parameters=to_tree(config, weights),
+        parameters=assembled(config, codec["name"], stored),
         tokenizer=_read_tokenizer(folder, manifest["tokenizer"]),
         codec=codec["name"],
         options=options,
@@ -146,7 +145,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Model:
 
 
 def _arrays_of(weight: TiledMatrix | jax.Array) -> dict[str, jax.Array]:
-    return weight.arrays if isinstance(weight, TiledMatrix) else {"array": weight}
+    return own_arrays(weight) if isinstance(weight, TiledMatrix) else {"array": weight}
 
 
 def _layout(arrays: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:

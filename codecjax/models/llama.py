@@ -303,19 +303,19 @@ class Llama(nnx.Module):
 
 
 def forward(
-    config: LlamaConfig,
     parameters: Mapping[str, Any],
     tokens: jax.Array,
     *,
+    config: LlamaConfig,
     implementation: str | None = None,
     activations: str = "float32",
 ) -> jax.Array:
     """Logits of whole sequences; differentiable where the projections are arrays.
 
     Args:
-      config: sizes and constants.
       parameters: the tree of `codecjax.models.parameters`, see `Llama`.
       tokens: int32[B, S].
+      config: sizes and constants.
       implementation: of the matmuls with a TiledMatrix.
       activations: "float32" or "bfloat16", what enters a matmul.
 

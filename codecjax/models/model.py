@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,11 +12,11 @@ import numpy as np
 import tokenizers
 
 from codecjax.cache import CacheObject
-from codecjax.codecs import cacheable_tiles, check_options, encode_with_report
+from codecjax.codecs import cacheable_tiles, check_options, encode_with_report, pooled
 from codecjax.codecs.cast import CastReport, to_bf16
 from codecjax.errors import UserError
 from codecjax.models.config import LlamaConfig
-from codecjax.models.parameters import Parameter, parameters, to_tree, walk
+from codecjax.models.parameters import Parameter, layers, parameters, to_tree, walk
 from codecjax.tiles import TiledMatrix, check_tile
 
 # Of random weights: the usual initializer, and rows whose scales differ as trained ones do.
@@ -70,7 +70,9 @@ class Model:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays of the parameters."""
-        return sum(array.nbytes for array in jax.tree.leaves(self.parameters))
+        # A layer's projections share arrays.
+        arrays = {id(array): array for array in jax.tree.leaves(self.parameters)}
+        return sum(array.nbytes for array in arrays.values())
 
     @property
     def bf16_nbytes(self) -> int:
@@ -109,15 +111,36 @@ def encode_weights(
     """
     filled = check_options(codec, dict(options))
     check_tile(tile)
-    stored: dict[str, Any] = {}
     cast: CastReport | None = None
-    for parameter in parameters(config):
+
+    def stored(parameter: Parameter) -> TiledMatrix | jax.Array:
+        nonlocal cast
         weight, report = _store(parameter, _weight_of(parameter, weights), codec, tile, filled)
-        stored[parameter.huggingface] = weight
         if report is not None:
             cast = report if cast is None else cast.merge(report)
-    tree = to_tree(config, stored)
+        return weight
+
+    tree = assembled(config, codec, stored)
     return Model(config, tree, tokenizer, codec, filled, tile, cast)
+
+
+def assembled(
+    config: LlamaConfig, codec: str, stored: Callable[[Parameter], TiledMatrix | jax.Array]
+) -> dict[str, Any]:
+    """The parameter tree, a layer's projections in arrays that they share where they can.
+
+    Args:
+      config: sizes and constants.
+      codec: of the projections.
+      stored: gives each weight, asked for once, in the order of use.
+    """
+    weights: dict[str, Any] = {}
+    for layer in layers(config):
+        weights |= {parameter.huggingface: stored(parameter) for parameter in layer}
+        names = [parameter.huggingface for parameter in layer if parameter.projection]
+        shared = pooled(codec, [weights[name] for name in names])
+        weights |= dict(zip(names, shared, strict=True))
+    return to_tree(config, weights)
 
 
 def _weight_of(

@@ -7,6 +7,7 @@ The parameter tree is {"embedding": [V, D], "layers_0": {"attention_norm": [D], 
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -89,6 +90,12 @@ def to_tree(config: LlamaConfig, weights: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(key, {})
         node[parameter.path[-1]] = weights[parameter.huggingface]
     return tree
+
+
+def layers(config: LlamaConfig) -> tuple[tuple[Parameter, ...], ...]:
+    """Every weight of the model: what comes before the layers, each layer's, what comes after."""
+    by_layer = itertools.groupby(parameters(config), key=lambda parameter: parameter.path[:-1])
+    return tuple(tuple(group) for _, group in by_layer)
 
 
 def from_tree(config: LlamaConfig, tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kernels_pallas
-from codecjax.codecs import encode
+from codecjax.codecs import encode, pooled
 from codecjax.tiles import DECODE, Residency, fill_entry, units_per_tile
 from kernels_pallas.arg_specs import ALL, MatrixSpec, activations, gaussian_weight
 from kernels_pallas.implementations import MOSAIC_GPU
@@ -78,9 +78,14 @@ def test_pages_are_filled_and_read(case: Case) -> None:
     assert (hit.decoded[FIRST_TILE + 1] == 0).all()
 
 
-def test_matrices_that_share_x() -> None:
+@pytest.mark.parametrize("share", [False, True], ids=["arrays apart", "arrays shared"])
+def test_matrices_that_share_x(share: bool) -> None:
     """One launch gives each matrix's own product, and counts and pages each one's tiles."""
     matrices, x = tuple(case.tiled() for case in TOGETHER), activations(3, 512, seed=1)
+    matrices = pooled("window", matrices) if share else matrices
+    for case, t in zip(TOGETHER, matrices, strict=True):
+        w, _ = kernels_pallas.decode(t, implementation=MOSAIC_GPU)
+        chex.assert_trees_all_equal(bits(w), bits(case.weight()))
     dense = [dataclasses.replace(case, codec="bf16").tiled() for case in TOGETHER]
     products, _ = kernels_pallas.matmul_all(x, matrices, implementation=MOSAIC_GPU)
     baseline, _ = kernels_pallas.matmul_all(x, dense, implementation=MOSAIC_GPU)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codecjax.codecs import cacheable_tiles, encode
+from codecjax.codecs import cacheable_tiles, encode, pooled
 from codecjax.tiles import DECODE, Residency, fill_entry
 from kernels_pallas import decode_mosaic_gpu, matmul_mosaic_gpu, reference_xla
 from kernels_pallas.arg_specs import activations
@@ -56,6 +56,13 @@ def test_stages_that_would_wait_for_ever_are_refused(steps: int, stages: int) ->
         DecodeConfig(steps, stages)
 
 
+def test_decode_finds_its_matrix_among_others() -> None:
+    shared = pooled("window", [case.tiled() for case in TOGETHER])
+    for case, t in zip(TOGETHER, shared, strict=True):
+        w, _ = decode_mosaic_gpu.decode(t, None, NO_TILE, interpret=True)
+        chex.assert_trees_all_equal(bits(w), bits(case.weight()))
+
+
 @by_name
 def test_matmul_is_right_and_the_same_whatever_the_codec(case: Case) -> None:
     x = activations(3, case.shape[1], seed=1)
@@ -87,7 +94,11 @@ def test_matmul_fills_a_page_and_then_reads_it(case: Case) -> None:
     # What is in the page is what gets multiplied: nothing decodes behind the cache's back.
     marked = jax.tree.map(lambda leaf: leaf, resident)
     (read,), hit = matmul_mosaic_gpu.matmul(
-        x, (t,), type(marked)(after.pages, resident.page_table, after.decoded), FIRST, interpret=True
+        x,
+        (t,),
+        type(marked)(after.pages, resident.page_table, after.decoded),
+        FIRST,
+        interpret=True,
     )
     chex.assert_trees_all_equal(read, alone)
     (poisoned,), _ = matmul_mosaic_gpu.matmul(x, (t,), resident, FIRST, interpret=True)
@@ -111,11 +122,15 @@ def test_matrices_that_share_x_give_what_each_gives_alone() -> None:
         assert y.shape == (3, case.shape[0])
         chex.assert_trees_all_equal(y, alone)
         chex.assert_trees_all_equal(other, alone)
+    shared, _ = matmul_mosaic_gpu.matmul(x, pooled("window", matrices), None, NO_TILE, **options)
+    chex.assert_trees_all_equal(shared, together)
 
 
+@pytest.mark.parametrize("share", [False, True], ids=["arrays apart", "arrays shared"])
 @pytest.mark.parametrize("tile", [1, 3, 7], ids=["first", "second", "third"])
-def test_a_page_serves_whichever_matrix_its_tile_is_of(tile: int) -> None:
+def test_a_page_serves_whichever_matrix_its_tile_is_of(tile: int, share: bool) -> None:
     matrices, x = tuple(case.tiled() for case in TOGETHER), activations(3, 512, seed=1)
+    matrices = pooled("window", matrices) if share else matrices
     tiles = sum(t.tiles for t in matrices)
     entries = [DECODE] * tiles
     entries[tile] = fill_entry(4)
@@ -168,6 +183,8 @@ def test_every_split_of_k_gives_the_sum(splits: int) -> None:
     case = CASES[0]
     x = activations(2, case.shape[1], seed=2)
     config = matmul_mosaic_gpu.MatmulConfig(splits=splits, stages=2)
-    (y,), _ = matmul_mosaic_gpu.matmul(x, (case.tiled(),), None, NO_TILE, config=config, interpret=True)
+    (y,), _ = matmul_mosaic_gpu.matmul(
+        x, (case.tiled(),), None, NO_TILE, config=config, interpret=True
+    )
     exact = np.asarray(x, np.float64) @ np.asarray(case.weight(), np.float64).T
     assert np.linalg.norm(np.asarray(y) - exact) < 1e-6 * np.linalg.norm(exact)

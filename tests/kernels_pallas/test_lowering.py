@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from codecjax.codecs import pooled
 from kernels_pallas import decode_mosaic_gpu, matmul_mosaic_gpu
 from tests.kernels_pallas.cases import CASES, FILLS, TOGETHER, Case, residency
 
@@ -33,9 +34,11 @@ def test_matmul(case: Case, n: int, paged: bool) -> None:
 
 
 @pytest.mark.parametrize("paged", [False, True], ids=["unpaged", "paged"])
+@pytest.mark.parametrize("share", [False, True], ids=["arrays apart", "arrays shared"])
 @pytest.mark.parametrize("codec", ["window", "bf16"])
-def test_matmul_of_matrices_that_share_x(codec: str, paged: bool) -> None:
+def test_matmul_of_matrices_that_share_x(codec: str, share: bool, paged: bool) -> None:
     matrices = tuple(dataclasses.replace(case, codec=codec).tiled() for case in TOGETHER)
+    matrices = pooled(codec, matrices) if share else matrices
     tiles = sum(t.tiles for t in matrices)
     text = lower(
         matmul_mosaic_gpu.matmul,

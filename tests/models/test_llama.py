@@ -62,14 +62,14 @@ def test_logits_are_those_of_transformers_run_now(case):
     tokens = np.random.default_rng(7).integers(0, config.vocab_size, (3, 33), np.int32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(tokens).long()).logits.numpy()
-    assert np.abs(forward(config, tree, tokens) - expected).max() < 1e-4
+    assert np.abs(forward(tree, tokens, config=config) - expected).max() < 1e-4
 
 
 def test_rotary_positions_go_on_after_the_start():
     """A sequence in two parts through the KV cache has the logits of the whole."""
     config, tree = float32_tree(GOLDEN / "llama3_rope")
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, (2, 9), np.int32)
-    whole = forward(config, tree, tokens)
+    whole = forward(tree, tokens, config=config)
 
     @jax.jit
     def part(tree, tokens, start, cache):
@@ -90,7 +90,7 @@ def test_later_tokens_do_not_change_earlier_logits():
     tokens = np.arange(16, dtype=np.int32)[None]
     changed = tokens.copy()
     changed[0, 10:] = 99
-    before, after = forward(config, tree, tokens), forward(config, tree, changed)
+    before, after = forward(tree, tokens, config=config), forward(tree, changed, config=config)
     np.testing.assert_array_equal(before[0, :10], after[0, :10])
     assert not np.allclose(before[0, 10], after[0, 10])
 
@@ -102,7 +102,7 @@ def test_forward_has_gradients_of_every_weight():
     @jax.jit
     @jax.value_and_grad
     def loss(tree):
-        shares = jax.nn.log_softmax(forward(config, tree, tokens[:, :-1]))
+        shares = jax.nn.log_softmax(forward(tree, tokens[:, :-1], config=config))
         return -jnp.take_along_axis(shares, tokens[:, 1:, None], axis=-1).mean()
 
     _, gradient = loss(tree)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import codecjax
+from codecjax.codecs import own_arrays
 from codecjax.codecs.cast import CastReport
 from codecjax.errors import UserError
 from codecjax.models.config import LlamaConfig
@@ -47,7 +48,9 @@ def weights_of(config, dtype):
 def test_sizes_count_every_array(window, plain):
     weights = sum(int(np.prod(each.shape)) for each in parameters(CONFIG))
     assert window.bf16_nbytes == plain.bf16_nbytes == plain.nbytes == 2 * weights
-    assert window.nbytes == sum(leaf.nbytes for leaf in jax.tree.leaves(window.parameters))
+    rest = sum(w.nbytes for each, w in walk(CONFIG, window.parameters) if not each.projection)
+    own = [own_arrays(t) for t in window.matrices.values()]
+    assert window.nbytes == rest + sum(leaf.nbytes for leaf in jax.tree.leaves(own))
     projections = sum(int(np.prod(t.shape)) for t in window.matrices.values())
     stored = sum(t.nbytes for t in window.matrices.values())
     assert window.bits_per_weight == 8 * stored / projections

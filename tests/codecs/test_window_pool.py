@@ -1,0 +1,58 @@
+"""Matrices that share their arrays are the matrices they were."""
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+
+import codecjax
+from codecjax.codecs import cacheable_tiles, encode, own_arrays, pooled
+from codecjax.tiles import TiledMatrix
+from kernels_pallas.arg_specs import gaussian_weight
+
+TILE = (64, 128)
+
+
+def make(out: int, k: int, seed: int, wild_rows: int = 0) -> TiledMatrix:
+    """A matrix whose first tile has so many escapes in its first rows that it is verbatim."""
+    w = gaussian_weight(out, k, seed).at[:wild_rows, :100].set(2.0**-100)
+    return encode(w, "window", TILE)
+
+
+def matrices() -> list[TiledMatrix]:
+    return [
+        make(128, 256, 1),
+        make(192, 384, 2, wild_rows=1),
+        encode(gaussian_weight(3, 256, 3), "window", TILE),
+        make(250, 250, 4),
+        make(128, 256, 5, wild_rows=1),
+    ]
+
+
+def test_matrices_come_back_out_of_their_pool() -> None:
+    before = matrices()
+    after = pooled("window", before)
+    assert [t.is_dense for t in after] == [False, False, True, False, False]
+    assert sum("verbatim" in t.arrays for t in before) == 2
+    for one, other in zip(before, after, strict=True):
+        assert (one.shape, one.tile, one.options) == (other.shape, other.tile, other.options)
+        chex.assert_trees_all_equal(own_arrays(other), own_arrays(one))
+        chex.assert_trees_all_equal(cacheable_tiles(other), cacheable_tiles(one))
+        w, expected = codecjax.decode(other), codecjax.decode(one)
+        chex.assert_trees_all_equal(w.view(jnp.uint16), expected.view(jnp.uint16))
+
+
+def test_a_pool_holds_what_its_matrices_say() -> None:
+    after = [t for t in pooled("window", matrices()) if not t.is_dense]
+    assert all(t.arrays is after[0].arrays for t in after)
+    held = sum(array.nbytes for array in after[0].arrays.values())
+    assert sum(t.nbytes for t in after) == held
+    # Slots of a pool with verbatim tiles aside, nobody pays for the neighbours.
+    for one, other in zip([t for t in matrices() if not t.is_dense], after, strict=True):
+        slots = 0 if "slot" in one.arrays else 4 * one.tiles
+        assert other.nbytes == one.nbytes + slots
+
+
+def test_one_matrix_alone_and_dense_ones_stay_as_they_are() -> None:
+    alone, dense = make(128, 256, 1), encode(np.zeros((64, 128), jnp.bfloat16), "bf16", TILE)
+    assert pooled("window", [alone]) == (alone,)
+    assert pooled("bf16", [dense, dense]) == (dense, dense)
