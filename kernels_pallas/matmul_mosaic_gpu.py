@@ -38,13 +38,11 @@ class MatmulConfig:
 
 
 def choose_config(units_down: int, units_across: int) -> MatmulConfig:
-    """A split that gives every SM several CTAs, with at least two units each where it can."""
+    """A split that gives every SM eight CTAs where it can."""
     wanted = -(-8 * SMS // units_down)
     divisors = [d for d in range(1, units_across + 1) if units_across % d == 0]
     fitting = [d for d in divisors if units_across // d <= 2 * MAX_TILES_ACROSS]
     splits = next((d for d in fitting if d >= wanted), fitting[-1])
-    while splits > fitting[0] and units_across // splits < 2:
-        splits = max(d for d in fitting if d < splits)
     return MatmulConfig(splits, stages=2)
 
 

@@ -1,5 +1,8 @@
 """Reference of both ops in plain JAX: tile by tile, decoding only what is not resident."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -14,13 +17,40 @@ def _untile(blocks: jax.Array, t: TiledMatrix) -> jax.Array:
     return split.reshape(down * rows, across * columns)[: t.shape[0], : t.shape[1]]
 
 
-@jax.jit
 def decode(
     t: TiledMatrix, residency: Residency | None, first_tile: jax.Array
 ) -> tuple[jax.Array, Residency | None]:
     """bf16[OUT, K], reading resident tiles from their pages and filling pages as told."""
     if t.is_dense:
         return t.arrays["dense"], residency
+    offsets = {}
+    if t.place is not None:
+        offsets = {name: jnp.int32(getattr(t.place, name)) for name in _OFFSETS}
+    return _decode(_without_offsets(t), t.arrays, offsets, residency, first_tile)
+
+
+# What differs between matrices of one shape in one pool. As data it lets them be compiled once.
+_OFFSETS = ("first_tile", "first_row", "first_slot", "first_entry")
+
+
+def _without_offsets(t: TiledMatrix) -> TiledMatrix:
+    """The static facts of a matrix, its offsets and arrays left out."""
+    place = t.place
+    if place is not None:
+        place = dataclasses.replace(place, **dict.fromkeys((*_OFFSETS, "first_verbatim"), 0))
+    return dataclasses.replace(t, arrays={}, place=place)
+
+
+@jax.jit
+def _decode(
+    form: TiledMatrix,
+    arrays: dict[str, jax.Array],
+    offsets: dict[str, Any],
+    residency: Residency | None,
+    first_tile: jax.Array,
+) -> tuple[jax.Array, Residency | None]:
+    place = form.place and dataclasses.replace(form.place, **offsets)
+    t = dataclasses.replace(form, arrays=arrays, place=place)
     module = codec_module(t.codec)
     indices = jnp.arange(t.tiles)
     if residency is None:

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from codecjax.codecs import window_layout, window_pool
-from codecjax.codecs.window_pool import escape_lists, place_of
+from codecjax.codecs.window_pool import place_of, tile_escapes
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, TiledMatrix, page_bytes, units_per_tile
 
 VERSION = 1
@@ -260,11 +260,10 @@ def decode_compressed(
 def decode_tile(t: TiledMatrix, index: jax.Array) -> jax.Array:
     """Decodes (or reads, where verbatim) tile `index` (int32 scalar): bf16[rows, columns]."""
     arrays, place = t.arrays, place_of(t)
-    lists = escape_lists(t)
 
     def compressed(slot: jax.Array) -> jax.Array:
         base = arrays["base"][place.first_row + index // t.grid[1]]
-        words, escapes = arrays["words"][slot], lists[slot - place.first_slot]
+        words, escapes = arrays["words"][slot], tile_escapes(t, slot)
         return decode_compressed(words, escapes, base, t.options_dict["width"])
 
     if place.slots == t.tiles:
@@ -280,7 +279,7 @@ def needs_decode(t: TiledMatrix) -> jax.Array:
     if t.is_dense or place_of(t).slots == t.tiles:
         return jnp.full(t.tiles, not t.is_dense)
     first = place_of(t).first_tile
-    return t.arrays["slot"][first : first + t.tiles] >= 0
+    return jax.lax.dynamic_slice(t.arrays["slot"], (first,), (t.tiles,)) >= 0
 
 
 def pooled(matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:

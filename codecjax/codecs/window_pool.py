@@ -86,3 +86,13 @@ def escape_lists(t: TiledMatrix) -> jax.Array:
     shape = (t.place.slots, *t.arrays["words"].shape[1:3], t.place.capacity)
     first = t.place.first_entry
     return t.arrays["escapes"][first : first + math.prod(shape)].reshape(shape)
+
+
+def tile_escapes(t: TiledMatrix, slot: jax.Array) -> jax.Array:
+    """uint32[R, Q, capacity]: the escape lists of the tile in slot `slot` of the arrays."""
+    if t.place is None:
+        return t.arrays["escapes"][slot]
+    shape = (*t.arrays["words"].shape[1:3], t.place.capacity)
+    size = math.prod(shape)
+    first = t.place.first_entry + (slot - t.place.first_slot) * size
+    return jax.lax.dynamic_slice(t.arrays["escapes"], (first,), (size,)).reshape(shape)
