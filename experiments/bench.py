@@ -7,9 +7,10 @@ slope timing, over different matrices in turn that together exceed the GPU's L2 
 cuBLAS is called through PyTorch, where that is installed, and replayed from a CUDA graph.
 """
 
+import concurrent.futures
 import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ from kernels_pallas.implementations import MOSAIC_GPU
 _OUTPUT = "output"
 _BATCHES = "batches"
 
-# Bytes of all matrices of a measurement together: several times an H100's or H200's L2.
-ROTATED_BYTES = 256 * 2**20
-# Compiling limits how many small matrices take turns.
-MOST_COPIES = 32
-# Weights read between the two call counts, so that their difference is well above noise.
-SLOPE_BYTES = 2**30
+# Compressed bytes of all matrices of a measurement together: twice an H100's or H200's L2.
+ROTATED_BYTES = 100 * 2**20
+REPEATS = 7
+
+# The matrices of which a hundred megabytes are few.
+SPECS = (LLAMA_8B[0], *(spec for spec in TINYLLAMA if spec.out * spec.k >= 2**23))
+
+Calls = dict[int, Callable[[], Any]]
 
 
 def cublas_seconds(x: jax.Array, weights: Sequence[jax.Array]) -> float | None:
@@ -73,10 +76,14 @@ def dot(x: jax.Array, w: jax.Array) -> jax.Array:
     return jax.lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def paged_seconds(
-    x: jax.Array, matrices: Sequence[TiledMatrix], resident: bool, counts: tuple[int, int]
-) -> float:
-    """Seconds of a product with a page pool in place, all tiles resident or none."""
+def paged_calls(
+    x: jax.Array,
+    matrices: Sequence[TiledMatrix],
+    resident: bool,
+    counts: tuple[int, int],
+    compiler: concurrent.futures.Executor,
+) -> Calls:
+    """A product with a page pool in place, all tiles resident or none, as `slope` takes it."""
     tiles = matrices[0].tiles
     total = len(matrices) * tiles
     pages = jnp.concatenate([_pages(t) for t in matrices])
@@ -97,12 +104,15 @@ def paged_seconds(
 
     state = [Residency(pages, jnp.asarray(table, jnp.int32), decoded)]
     jitted = jax.jit(applications, static_argnums=0, donate_argnums=1)
+    executables = {
+        count: compiler.submit(jitted.lower(count, state[0]).compile) for count in counts
+    }
 
     def call(count: int) -> Any:
-        outputs, state[0] = jitted(count, state[0])
+        outputs, state[0] = executables[count].result()(state[0])
         return outputs
 
-    return timing.slope({count: functools.partial(call, count) for count in counts}, repeats=7)
+    return {count: functools.partial(call, count) for count in counts}
 
 
 def _pages(t: TiledMatrix) -> jax.Array:
@@ -112,50 +122,63 @@ def _pages(t: TiledMatrix) -> jax.Array:
     return w.reshape(down, rows, across, columns).swapaxes(1, 2).reshape(-1, rows, columns)
 
 
-def measure(spec: MatrixSpec, batches: Sequence[int], bandwidth: float) -> list[dict[str, Any]]:
+def measure(
+    spec: MatrixSpec, batches: Sequence[int], paged: bool, bandwidth: float
+) -> list[dict[str, Any]]:
     """One row per op and batch: seconds by variant, and the floors.
 
     Args:
       spec: the matrix shape.
-      batches: rows N of x; the first is also measured with pages.
+      batches: rows N of x.
+      paged: whether the first batch is measured with pages too.
       bandwidth: bytes a second of a large copy, read plus written.
     """
     size = 2 * spec.out * spec.k
-    copies = min(MOST_COPIES, max(3, -(-ROTATED_BYTES // size)))
-    fewer = min(copies, max(2, SLOPE_BYTES // size // 4))
-    counts = (fewer, 3 * fewer) if fewer == copies else (fewer, 5 * fewer)
+    copies = max(3, -(-ROTATED_BYTES // (size * 3 // 4)))
     weights = [gaussian_weight(spec.out, spec.k, seed) for seed in range(copies)]
     window = [encode(w, codec="window") for w in weights]
     dense = [encode(w, codec="bf16") for w in weights]
-    seconds = functools.partial(timing.slope_seconds, counts=counts, repeats=7)
+    xs = {batch: activations(batch, spec.k, seed=batch) for batch in batches}
 
     def fused(x: jax.Array, t: TiledMatrix) -> jax.Array:
         return kernels_pallas.matmul(x, t, implementation=MOSAIC_GPU)[0]
 
-    common = {"spec": spec.name, "out": spec.out, "k": spec.k}
-    common |= {"bits_per_weight": window[0].bits_per_weight, "copies": copies}
-    rows: list[dict[str, Any]] = []
-    for batch in batches:
-        x = activations(batch, spec.k, seed=batch)
-        variants: dict[str, float | None] = {
-            "xla_bf16": seconds(functools.partial(dot, x), weights),
-            "cublas_bf16": cublas_seconds(x, weights),
-            "mosaic_bf16": seconds(functools.partial(fused, x), dense),
-            "mosaic_window": seconds(functools.partial(fused, x), window),
-        }
-        if batch == batches[0]:
-            variants["mosaic_window_none_resident"] = paged_seconds(x, window, False, counts)
-            variants["mosaic_window_all_resident"] = paged_seconds(x, window, True, counts)
-        floors = {"bf16": size / bandwidth, "window": window[0].nbytes / bandwidth}
-        rows.append(
-            {**common, "op": "matmul", "batch": batch, "seconds": variants, "floor_seconds": floors}
-        )
-    decode_counts = (max(1, counts[0] // 4), counts[0])
-
     def decode(t: TiledMatrix) -> jax.Array:
         return kernels_pallas.decode(t, implementation=MOSAIC_GPU)[0]
 
-    decoded = timing.slope_seconds(decode, window, decode_counts, repeats=7)
+    # All outputs of a call are alive at once: few applications of what makes large ones.
+    counts, decode_counts = (copies, 4 * copies), (2, 2 + copies)
+    with concurrent.futures.ThreadPoolExecutor() as compiler:
+        calls: dict[tuple[int | None, str], Calls] = {
+            (None, "mosaic_window"): timing.compiled_calls(decode, window, decode_counts, compiler)
+        }
+        for batch, x in xs.items():
+            for name, function, inputs in (
+                ("xla_bf16", dot, weights),
+                ("mosaic_bf16", fused, dense),
+                ("mosaic_window", fused, window),
+            ):
+                partial = functools.partial(function, x)
+                calls[batch, name] = timing.compiled_calls(partial, inputs, counts, compiler)
+        for name, resident in (("none", False), ("all", True)) if paged else ():
+            calls[batches[0], f"mosaic_window_{name}_resident"] = paged_calls(
+                xs[batches[0]], window, resident, counts, compiler
+            )
+    seconds = {key: timing.slope(each, REPEATS) for key, each in calls.items()}
+
+    common = {"spec": spec.name, "out": spec.out, "k": spec.k}
+    common |= {"bits_per_weight": window[0].bits_per_weight, "copies": copies}
+    floors = {"bf16": size / bandwidth, "window": window[0].nbytes / bandwidth}
+    rows: list[dict[str, Any]] = []
+    for batch, x in xs.items():
+        variants: dict[str, float | None] = {
+            name: value for (which, name), value in seconds.items() if which == batch
+        }
+        variants["cublas_bf16"] = cublas_seconds(x, weights)
+        rows.append(
+            {**common, "op": "matmul", "batch": batch, "seconds": variants, "floor_seconds": floors}
+        )
+    decoded = seconds[None, "mosaic_window"]
     rows.append(
         {
             **common,
@@ -201,11 +224,6 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     return result
 
 
-def _batches_of(spec: MatrixSpec, batches: Sequence[int]) -> Sequence[int]:
-    # A batch beyond 1 is measured where bandwidth, not launching, decides.
-    return batches if spec in LLAMA_8B else batches[:1]
-
-
 def main(argv: list[str]) -> int:
     del argv
     kernels_pallas.resolve(MOSAIC_GPU)
@@ -215,8 +233,10 @@ def main(argv: list[str]) -> int:
     console.print(f"copy bandwidth {bandwidth / 1e9:,.0f} GB/s, read plus written")
     output = Path(flags.FLAGS[_OUTPUT].value)
     rows: list[dict[str, Any]] = []
-    for spec in (LLAMA_8B[0], *TINYLLAMA):
-        rows += measure(spec, _batches_of(spec, batches), bandwidth)
+    for spec in SPECS:
+        # More than one row and pages are measured where bandwidth, not launching, decides.
+        large = spec in LLAMA_8B
+        rows += measure(spec, batches if large else batches[:1], large, bandwidth)
         # Written each time, so that an interruption costs no more than one matrix.
         record = {
             "environment": environment.describe({"matmul": MOSAIC_GPU, "decode": MOSAIC_GPU}),

@@ -5,6 +5,7 @@ applications of a function are timed, each in one jit, and the slope between the
 of one application.
 """
 
+import concurrent.futures
 import functools
 import statistics
 import time
@@ -19,7 +20,7 @@ _COPY_BYTES = {"gpu": 2**30, "cpu": 2**28}
 _COPY_PASSES = (2, 10)
 
 
-def repeat(function: Callable[[Any], Any], count: int) -> Callable[[Sequence[Any]], list[Any]]:
+def repeat(function: Callable[[Any], Any], count: int) -> Any:
     """One jitted call that applies `function` `count` times, to each of its inputs in turn.
 
     Each application waits for the one before it, so that none is shared or left out.
@@ -57,6 +58,27 @@ def slope(calls: dict[int, Callable[[], Any]], repeats: int) -> float:
     )
     difference = (second - first) / (more - fewer)
     return difference if difference > 0 else second / more
+
+
+def compiled_calls(
+    function: Callable[[Any], Any],
+    inputs: Sequence[Any],
+    counts: tuple[int, int],
+    compiler: concurrent.futures.Executor,
+) -> dict[int, Callable[[], Any]]:
+    """What `slope` takes, being compiled by `compiler`; a first call waits for that.
+
+    Args:
+      function, inputs, counts: as in `slope_seconds`.
+      compiler: makes several measurements compile at once; wait for all before timing one.
+    """
+    inputs = tuple(inputs)
+
+    def start(count: int) -> Callable[[], Any]:
+        executable = compiler.submit(repeat(function, count).lower(inputs).compile)
+        return lambda: executable.result()(inputs)
+
+    return {count: start(count) for count in counts}
 
 
 def slope_seconds(

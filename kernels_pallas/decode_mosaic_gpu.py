@@ -14,7 +14,7 @@ from kernels_pallas.lanes import Lanes
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
 from kernels_pallas.unit_stream import UnitStream, UnitWalk
 
-MAX_STEPS = 32
+MAX_STEPS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +36,11 @@ class DecodeConfig:
 
 
 def choose_config(units_down: int, units_across: int) -> DecodeConfig:
-    """Long walks, which keep copies in flight, as long as every SM has one to make."""
+    """Walks that keep copies in flight, and short enough for several CTAs on every SM."""
     divisors = [d for d in range(1, MAX_STEPS + 1) if units_across % d == 0]
-    fitting = [d for d in divisors if units_down * (units_across // d) >= SMS]
+    fitting = [d for d in divisors if units_down * (units_across // d) >= 4 * SMS]
     steps = max(fitting, default=1)
-    return DecodeConfig(steps, stages=min(4, steps))
+    return DecodeConfig(steps, stages=min(2, steps))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "interpret"))

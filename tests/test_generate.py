@@ -187,6 +187,17 @@ def live_bytes():
     return sum(array.nbytes for array in jax.live_arrays())
 
 
+def test_parameters_are_handed_over_as_few_arrays(model):
+    arrays, structure = device_steps.flat(model.parameters)
+    again = device_steps.on_arrays(lambda parameters: parameters)(arrays, structure=structure)
+    assert jax.tree.structure(again) == jax.tree.structure(model.parameters)
+    chex.assert_trees_all_equal(again, model.parameters)
+    # The embedding, all norms, and for every layer and the head: words, escapes and bases.
+    assert len(arrays) == 2 + 3 * (CONFIG.layers + 1)
+    first = again["layers_0"]
+    assert first["query"].arrays["words"] is first["key"].arrays["words"]
+
+
 def test_device_memory_holds_the_budget_and_no_second_copy(model):
     before = live_bytes()
     budget = POOL * PAGE + PAGE // 2
