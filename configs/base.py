@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
 
     config.run = ConfigDict()
     # A text, for models with a tokenizer. Where it is empty: seeded random token ids.
-    config.run.prompt = "def main("
+    config.run.prompt = "def _check("
     config.run.prompt_tokens = 8
     # Every step is one model step: the first new token comes from the prefill.
     config.run.new_tokens = 32

@@ -1,6 +1,6 @@
 """Generates text with a Hugging Face folder or a codecjax checkpoint, under a cache budget.
 
-python -m experiments.generate --model=experiments/embedded_model --prompt="def main("
+python -m experiments.generate --model=experiments/embedded_model --prompt="def _check("
 python -m experiments.generate --model=FOLDER --prompt=Hello --budget_bytes=500000000
 """
 
@@ -58,7 +58,7 @@ def text_stream(tokenizer: tokenizers.Tokenizer) -> Callable[[int], str]:
     return complete
 
 
-def main(argv: list[str]) -> int:
+def _check(argv: list[str]) -> int:
     values = flags.FLAGS
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: give the text as --prompt")

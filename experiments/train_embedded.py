@@ -38,18 +38,18 @@ from experiments.bits_per_byte import bits_per_byte, token_ids
 from experiments.stdlib_corpus import Corpus, read_corpus, size
 
 END = "<|end|>"
-SAMPLE_PROMPT = "def main("
+SAMPLE_PROMPT = "def _check("
 SAMPLE_TOKENS = 96
 
 CONFIG = LlamaConfig(
     vocab_size=1024,
     hidden_size=256,
-    intermediate_size=512,
+    intermediate_size=768,
     layers=4,
     heads=4,
     kv_heads=2,
     head_dim=64,
-    context=256,
+    context=512,
     rope_theta=10000.0,
     rms_eps=1e-5,
     tied=False,

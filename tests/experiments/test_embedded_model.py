@@ -90,14 +90,14 @@ def test_held_out_modules_cost_what_the_card_says(folder: HuggingFaceFolder) -> 
     assert bits < 2
 
 
-@pytest.mark.parametrize("prompt", ["def main(", "def "])
+@pytest.mark.parametrize("prompt", ["def _check(", "class Node:\n    def __init__(self, "])
 def test_greedy_generation_looks_like_python(prompt: str) -> None:
     model = codecjax.load(EMBEDDED, codec="window")
     assert model.tokenizer is not None
     tokens = list(codecjax.generate(model, prompt, max_new_tokens=NEW_TOKENS))
     text = prompt + model.tokenizer.decode(tokens)
     (first, *_) = statements(text)
-    assert isinstance(first, ast.FunctionDef), text
+    assert isinstance(first, ast.FunctionDef | ast.ClassDef), text
     assert {"(", ")", ":"} <= set(words(text)), text
     assert {"self", "return", "if", "def"} & set(words(text)), text
 
@@ -107,7 +107,7 @@ def test_noise_does_not_look_like_python(folder: HuggingFaceFolder) -> None:
     assert folder.tokenizer is not None
     noise = np.random.default_rng(0).integers(1, folder.config.vocab_size, (8, NEW_TOKENS))
     for ids in noise.tolist():
-        assert not statements("def main(" + folder.tokenizer.decode(ids))
+        assert not statements("def _check(" + folder.tokenizer.decode(ids))
 
 
 def test_weights_have_the_statistics_of_trained_ones(folder: HuggingFaceFolder) -> None:

@@ -207,6 +207,6 @@ def test_the_embedded_model_writes_python_and_is_exact(
     assert records.summary["exact"]["bit_equal"] is True
     assert 0 < records.summary["hits"]["byte"] == records.summary["bound"]["byte"]
     tokens = records.summary["tokens"]
-    assert tokens["prompt_text"] == "def main("
+    assert tokens["prompt_text"] == "def _check("
     assert "):" in tokens["text"]
     assert tokens["text"] in html.unescape((tmp_path / "report.html").read_text())
