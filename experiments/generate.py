@@ -58,7 +58,7 @@ def text_stream(tokenizer: tokenizers.Tokenizer) -> Callable[[int], str]:
     return complete
 
 
-def _check(argv: list[str]) -> int:
+def main(argv: list[str]) -> int:
     values = flags.FLAGS
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: give the text as --prompt")

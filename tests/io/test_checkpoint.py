@@ -17,6 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from small_model import CONFIG, byte_tokenizer, random_weights
 
 import codecjax
+from codecjax.codecs import own_arrays
 from codecjax.errors import UserError
 from codecjax.io import checkpoint
 from codecjax.io.checkpoint import ARRAYS, MANIFEST, read_checkpoint, save
@@ -204,7 +205,7 @@ def test_a_flipped_bit_outside_of_the_projections_is_found(copied, name):
 def test_every_byte_of_every_array_counts_for_a_checksum():
     """Flips each byte in turn in a small matrix with compressed and verbatim tiles."""
     t = make_model("verbatim").matrices["layers.0.mlp.up"]
-    arrays = {name: np.array(array) for name, array in t.arrays.items()}
+    arrays = {name: np.array(array) for name, array in own_arrays(t).items()}
     before = tile_checksums(t, arrays)
     assert len(set(before)) == t.tiles
     generator = np.random.default_rng(0)
