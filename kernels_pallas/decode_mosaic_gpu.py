@@ -12,7 +12,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
 from kernels_pallas.lanes import Lanes
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
-from kernels_pallas.unit_stream import UnitStream, UnitWalk
+from kernels_pallas.unit_stream import UnitStream
+from kernels_pallas.unit_walk import UnitWalk
 
 MAX_STEPS = 8
 

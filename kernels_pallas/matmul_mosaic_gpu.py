@@ -18,7 +18,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
 from kernels_pallas.lanes import SWIZZLE_TRANSFORMS, Lanes
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
-from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream, UnitWalk, sources
+from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream, sources
+from kernels_pallas.unit_walk import UnitWalk
 
 MAX_ROWS = 64
 ROW_STEPS = (8, 16, 32, 64)

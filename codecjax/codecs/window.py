@@ -36,7 +36,7 @@ from codecjax.codecs import window_layout, window_pool
 from codecjax.codecs.window_pool import place_of, tile_escapes
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, TiledMatrix, page_bytes, units_per_tile
 
-VERSION = 1
+VERSION = 2
 OPTIONS = {"width": 11}
 CHOICES = {"width": tuple(window_layout.WORDS)}
 

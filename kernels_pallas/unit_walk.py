@@ -1,0 +1,345 @@
+"""How both kernels get the units of matrices into shared memory, decoded.
+
+A CTA (one warpgroup) walks along K through one row of 64 x 128 units of one matrix. For each unit
+it looks up where the tile is: in a page, verbatim, or compressed. Pages and verbatim tiles are
+copied into the unit's buffer as they are. Compressed words are copied to their own buffer and
+decoded in registers. A unit's escapes are a list in no lane's order, so each lane reads some
+entries ahead of time and delivers them through a mailbox in shared memory to the lanes that hold
+the weights; those patch their registers. Whatever the source, the same bits end in the same
+registers, so what follows cannot tell.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from codecjax.codecs import window_layout
+from codecjax.tiles import DECODE, UNIT_COLUMNS, UNIT_ROWS
+from kernels_pallas.lanes import LANE_LAYOUT, LANES
+from kernels_pallas.unit_stream import MAILBOX, UnitStream
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitWalk:
+    """A CTA's walk along one row of units, inside a kernel.
+
+    Attributes:
+      stream: the matrices.
+      refs: operands and scratch by name.
+      part: place of the CTA's matrix among them.
+      row: unit row in that matrix.
+      first_unit: unit column where the walk starts.
+      steps: units that the walk visits.
+      bias: row bases of the lane's two rows, as `window_layout.unpack` wants them.
+    """
+
+    stream: UnitStream
+    refs: dict[str, Any]
+    part: jax.Array
+    row: jax.Array
+    first_unit: jax.Array
+    steps: int
+    bias: tuple[jax.Array, ...]
+
+    @classmethod
+    def start(
+        cls,
+        stream: UnitStream,
+        refs: dict[str, Any],
+        row: jax.Array,
+        first_unit: jax.Array,
+        steps: int,
+    ) -> "UnitWalk":
+        """Looks up what `fetch` must know; `prepare` does the rest while copies are under way.
+
+        Args:
+          stream, refs, first_unit, steps: see the attributes.
+          row: unit row among those of all matrices.
+        """
+        part = jnp.int32(0)
+        for other in stream.parts[1:]:
+            part += (row >= other.first_row).astype(jnp.int32)
+        walk = cls(stream, refs, part, row, first_unit, steps, ())
+        walk = dataclasses.replace(walk, row=row - walk._of_part("first_row"))
+        if stream.buffered:
+            lanes = stream.lanes
+            down, across = stream.tile[0] // UNIT_ROWS, stream.tile[1] // UNIT_COLUMNS
+            first = walk.row // down * stream.tiles_across + first_unit // across
+            last = (walk._of_part("tiles") - 1).astype(jnp.uint32)
+            index = jnp.minimum(first.astype(jnp.uint32) + lanes.index(), last)
+            if stream.verbatim:
+                refs["slots"][...] = walk._slots(index)
+            if stream.paged:
+                offset = (refs["first_tile"][0] + walk._of_part("first_tile")).astype(jnp.uint32)
+                refs["entries"][...] = lanes.gather(refs["page_table"], index + offset)
+            plgpu.commit_smem()
+        return walk
+
+    def _of_part(self, name: str) -> jax.Array:
+        """An int32 scalar: that static fact of the CTA's matrix."""
+        return self._select([getattr(part, name) for part in self.stream.parts])
+
+    def _of_place(self, name: str) -> jax.Array:
+        """An int32 scalar: that static fact of where the CTA's matrix is in its arrays."""
+        return self._select([getattr(part.place, name) for part in self.stream.parts])
+
+    def _select(self, values: Sequence[int]) -> jax.Array:
+        """An int32 scalar: the value for the CTA's matrix."""
+        value = jnp.int32(values[0])
+        for index, other in enumerate(values[1:], start=1):
+            if other != values[0]:
+                value = jnp.where(self.part == index, jnp.int32(other), value)
+        return value
+
+    @property
+    def _sources(self) -> int:
+        return 1 + max(part.source for part in self.stream.parts)
+
+    def _per_source(self, run: Callable[[int], None]) -> None:
+        """Runs `run` for the arrays of the CTA's matrix."""
+        if self._sources == 1:
+            run(0)
+            return
+        for index in range(self._sources):
+            pl.when(self._of_part("source") == index)(functools.partial(run, index))
+
+    def _gather(self, name: str, index: jax.Array) -> jax.Array:
+        """`Lanes.gather` from that array of the CTA's matrix."""
+        lanes = self.stream.lanes
+        return self._choose(lambda source: lanes.gather(self.refs[f"{name}.{source}"], index))
+
+    def _slots(self, index: jax.Array) -> jax.Array:
+        """Each lane's slot of tile `index`, as uint32."""
+        in_order = index + self._of_place("first_slot").astype(jnp.uint32)
+        index += self._of_place("first_tile").astype(jnp.uint32)
+
+        def slots(source: int) -> jax.Array:
+            name = f"slot.{source}"
+            return (
+                self.stream.lanes.gather(self.refs[name], index) if name in self.refs else in_order
+            )
+
+        return self._choose(slots)
+
+    def _choose(self, make: Callable[[int], jax.Array], first: int = 0) -> jax.Array:
+        """One word a lane: what `make` makes of the arrays of the CTA's matrix."""
+
+        def made() -> jax.Array:
+            return plgpu.layout_cast(make(first), LANE_LAYOUT)
+
+        if first == self._sources - 1:
+            return made()
+        here = self._of_part("source") == first
+        return jax.lax.cond(here, made, lambda: self._choose(make, first + 1))
+
+    def prepare(self) -> tuple["UnitWalk", tuple[jax.Array, ...]]:
+        """The walk with its row bases, mail for step 0 delivered, and the escapes of step 1."""
+        stream, refs = self.stream, self.refs
+        if stream.width is None:
+            return self, ()
+        lanes = stream.lanes
+        first, second = self.load_escapes(jnp.int32(0)), self.next_escapes(jnp.int32(1))
+        lane = lanes.index()
+        row = self.row * UNIT_ROWS + self._of_place("first_row") * stream.tile[0]
+        matrix_row = row.astype(jnp.uint32) + (lane >> 5) * 16 + ((lane >> 2) & 7)
+        spread = jnp.uint32(1 << 7 | 1 << 23)
+        bias = tuple(
+            self._gather("base", matrix_row + jnp.uint32(8 * half)) * spread for half in range(2)
+        )
+        lanes.clear(refs["mailbox"])
+        plgpu.commit_smem()
+        walk = dataclasses.replace(self, bias=bias)
+        walk.deliver(jnp.int32(0), first)
+        plgpu.commit_smem()
+        return walk, second
+
+    def _where(self, step: jax.Array) -> dict[str, jax.Array]:
+        """Tile, place in the tile, page-table entry and slot of the step's unit."""
+        stream = self.stream
+        down, across = stream.tile[0] // UNIT_ROWS, stream.tile[1] // UNIT_COLUMNS
+        unit = self.first_unit + step
+        tile = self.row // down * stream.tiles_across + unit // across
+        nth = unit // across - self.first_unit // across
+        entry = jnp.int32(DECODE)
+        if stream.paged:
+            entry = self.refs["entries"][nth].astype(jnp.int32)
+        slot = tile
+        if stream.verbatim:
+            slot = self.refs["slots"][nth].astype(jnp.int32)
+        elif stream.width is not None:
+            slot = tile + self._of_place("first_slot")
+        return {
+            "unit": unit,
+            "tile": tile,
+            "down": self.row % down,
+            "across": unit % across,
+            "entry": entry,
+            "slot": slot,
+        }
+
+    def _decoding(self, where: dict[str, jax.Array]) -> jax.Array:
+        """Whether the unit is compressed and not resident."""
+        return (where["entry"] < 0) & (where["slot"] >= 0)
+
+    def _when_decoding(self, where: dict[str, jax.Array]) -> Any:
+        """Decorator: run where the unit is compressed and not resident."""
+        return pl.when(self._decoding(where)) if self.stream.buffered else lambda body: body()
+
+    def fetch(self, step: jax.Array, stage: jax.Array, barrier: Any) -> None:
+        """Starts the copy of a step's unit into the buffers of `stage`; one arrival."""
+        stream, refs, where = self.stream, self.refs, self._where(step)
+        unit_buffer = refs["units"].at[stage] if "units" in refs else None
+        rows = pl.ds(where["down"] * UNIT_ROWS, UNIT_ROWS)
+        columns = pl.ds(where["across"] * UNIT_COLUMNS, UNIT_COLUMNS)
+        if stream.width is None:
+            rows = pl.ds(self.row * UNIT_ROWS, UNIT_ROWS)
+            columns = pl.ds(where["unit"] * UNIT_COLUMNS, UNIT_COLUMNS)
+
+            def copy_dense(source: int) -> None:
+                array = refs[f"dense.{source}"].at[rows, columns]
+                plgpu.copy_gmem_to_smem(array, unit_buffer, barrier)
+
+            self._per_source(copy_dense)
+            return
+
+        def copy_words(source: int) -> None:
+            array = refs[f"words.{source}"].at[where["slot"], where["down"], where["across"]]
+            plgpu.copy_gmem_to_smem(array, refs["words_in_flight"].at[stage], barrier)
+
+        def copy_verbatim(source: int) -> None:
+            if f"verbatim.{source}" in refs:
+                array = refs[f"verbatim.{source}"].at[-where["slot"] - 1, rows, columns]
+                plgpu.copy_gmem_to_smem(array, unit_buffer, barrier)
+
+        @self._when_decoding(where)
+        def _copy_words() -> None:
+            self._per_source(copy_words)
+
+        if stream.paged:
+
+            @pl.when(where["entry"] >= 0)
+            def _copy_page() -> None:
+                source = refs["pages"].at[where["entry"], rows, columns]
+                plgpu.copy_gmem_to_smem(source, unit_buffer, barrier)
+
+        if stream.verbatim:
+
+            @pl.when((where["entry"] < 0) & (where["slot"] < 0))
+            def _copy_verbatim() -> None:
+                self._per_source(copy_verbatim)
+
+    def load_escapes(self, step: jax.Array) -> tuple[jax.Array, ...]:
+        """The step's escape list, a few entries a lane; loaded ahead to hide the latency.
+
+        Steps beyond the last have that one's list.
+        """
+        stream = self.stream
+        if stream.width is None:
+            return ()
+        where, lane = self._where(jnp.minimum(step, self.steps - 1)), stream.lanes.index()
+        down, across = stream.tile[0] // UNIT_ROWS, stream.tile[1] // UNIT_COLUMNS
+        slot = jnp.maximum(where["slot"] - self._of_place("first_slot"), 0)
+        listed = (slot * down + where["down"]) * across + where["across"]
+        capacity = self._of_place("capacity").astype(jnp.uint32)
+        first = listed.astype(jnp.uint32) * capacity
+        first += self._of_place("first_entry").astype(jnp.uint32)
+        # A list that is not needed is read as if it were empty.
+        length = capacity
+        if stream.buffered:
+            length = jnp.where(self._decoding(where), length, jnp.uint32(0))
+        entries = []
+        for offset in range(0, stream.capacity, LANES):
+            position = lane + jnp.uint32(offset)
+            entry = self._gather("escapes", first + jnp.minimum(position, capacity - 1))
+            entry = jnp.where(position < length, entry, jnp.uint32(0))
+            entries.append(plgpu.layout_cast(entry, LANE_LAYOUT))
+        return tuple(entries)
+
+    def next_escapes(self, step: jax.Array) -> tuple[jax.Array, ...]:
+        """`load_escapes` of a step after the first; nothing where there is only one."""
+        return self.load_escapes(step) if self.steps > 1 else ()
+
+    def _mail(self, step: jax.Array) -> jax.Array:
+        """Where in the mailbox the step's mail begins, for each lane; two steps take turns."""
+        first = jax.lax.rem(step, 2).astype(jnp.uint32) * jnp.uint32(MAILBOX)
+        return self.stream.lanes.index() * jnp.uint32(0) + first
+
+    def deliver(self, step: jax.Array, escapes: tuple[jax.Array, ...]) -> None:
+        """Delivers the step's escapes; `decoded` may be called after the next barrier."""
+        for entry in escapes:
+            self.stream.lanes.deliver(self.refs["mailbox"], self._mail(step), entry)
+
+    def decoded(self, step: jax.Array, stage: jax.Array) -> jax.Array:
+        """bf16[64, 128] in registers, decoded from the words of a stage."""
+        stream, refs = self.stream, self.refs
+        assert stream.width is not None
+        lanes = stream.lanes
+        words = [
+            plgpu.load(refs["words_in_flight"].at[stage, i], layout=LANE_LAYOUT, optimized=False)
+            for i in range(window_layout.WORDS[stream.width])
+        ]
+        registers = window_layout.unpack(words, self.bias, stream.width, lanes.spread, lanes.merge)
+        registers = lanes.patch(registers, refs["mailbox"], self._mail(step), self.bias)
+        return lanes.assemble(registers)
+
+    def unit(self, step: jax.Array, stage: jax.Array) -> jax.Array:
+        """bf16[64, 128] in registers, wherever the unit came from; fills its page if told."""
+        if not self.stream.buffered:
+            return self.decoded(step, stage)
+        where, buffer = self._where(step), self.refs["units"].at[stage]
+
+        def decode() -> jax.Array:
+            return plgpu.layout_cast(self.decoded(step, stage), plgpu.Layout.WGMMA)
+
+        def read() -> jax.Array:
+            return plgpu.load(buffer, layout=plgpu.Layout.WGMMA)
+
+        unit = jax.lax.cond(self._decoding(where), decode, read)
+        if self.stream.paged:
+
+            @pl.when(where["entry"] < DECODE)
+            def _() -> None:
+                buffer[...] = unit
+                plgpu.commit_smem()
+                self.fill(step, stage)
+
+        return unit
+
+    def stage_decoded(self, step: jax.Array, stage: jax.Array) -> None:
+        """Leaves the step's unit in its buffer, wherever it came from; fills its page if told."""
+        if self.stream.width is None:
+            return
+
+        @self._when_decoding(self._where(step))
+        def _() -> None:
+            self.refs["units"].at[stage][...] = self.decoded(step, stage)
+            plgpu.commit_smem()
+            if self.stream.paged:
+                self.fill(step, stage)
+
+    def fill(self, step: jax.Array, stage: jax.Array) -> None:
+        """Stores the unit in a stage's buffer into the page that the page table names, if any."""
+        where = self._where(step)
+
+        @pl.when(where["entry"] < DECODE)
+        def _() -> None:
+            rows = pl.ds(where["down"] * UNIT_ROWS, UNIT_ROWS)
+            columns = pl.ds(where["across"] * UNIT_COLUMNS, UNIT_COLUMNS)
+            target = self.refs["pages"].at[-where["entry"] - 2, rows, columns]
+            plgpu.copy_smem_to_gmem(self.refs["units"].at[stage], target)
+            plgpu.wait_smem_to_gmem(0)
+
+    def record(self, step: jax.Array) -> None:
+        """Notes whether the step's unit was decoded."""
+        if not self.stream.counted:
+            return
+        where, across = self._where(step), self.stream.tile[1] // UNIT_COLUMNS
+        tile = self.refs["first_tile"][0] + self._of_part("first_tile") + where["tile"]
+        place = where["down"] * across + where["across"]
+        self.refs["decoded"][tile, place] = jnp.where(self._decoding(where), 1, 0)
