@@ -246,7 +246,7 @@ class Generator:
                     token = replaced(held.token, jax.device_put(forced[index]))
                     held = dataclasses.replace(held, token=token)
                 held, plan = self._step(_DECODE, held, sampling)
-            chosen, tiles_decoded = (int(each) for each in _awaited(report))
+            chosen, tiles_decoded = (int(each) for each in np.asarray(report))
             token_id = chosen if forced is None else int(forced[index])
             now = time.perf_counter()
             yield GeneratedStep(token_id, logits, done, tiles_decoded, now - before)
@@ -295,18 +295,6 @@ class Generator:
         """Tokens that a prompt of this length is padded to."""
         longest = max(prompt_length, _SHORTEST_PROMPT)
         return min(1 << (longest - 1).bit_length(), self._capacity)
-
-
-def _awaited(report: jax.Array) -> np.ndarray:
-    """The report's numbers, once they are there.
-
-    Beside a GPU this thread stays awake: a thread that sleeps through every step wakes up late
-    and on a core that has slowed down, which was seen to double the time of dispatching a step.
-    """
-    if jax.default_backend() == "gpu":
-        while not report.is_ready():
-            pass
-    return np.asarray(report)
 
 
 def generate(
