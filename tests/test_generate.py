@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import re
 import sys
 
 import chex
@@ -196,6 +197,15 @@ def test_parameters_are_handed_over_as_few_arrays(model):
     assert len(arrays) == 2 + 3 * (CONFIG.layers + 1)
     first = again["layers_0"]
     assert first["query"].arrays["words"] is first["key"].arrays["words"]
+
+
+def test_a_step_leaves_everything_at_its_address(model):
+    """Where a buffer moves, a GPU's kernels are recorded anew, for longer than the step takes."""
+    generator = make(model)
+    held = jax.eval_shape(generator._begin)
+    lowered = GENERATE._DECODE.lower(generator._parameters, held, None, **generator._static)
+    outputs = [int(each) for each in re.findall(r"tf.aliasing_output = (\d+)", lowered.as_text())]
+    assert outputs == list(range(len(jax.tree.leaves(held))))
 
 
 def test_device_memory_holds_the_budget_and_no_second_copy(model):
