@@ -16,6 +16,7 @@ import kernels_pallas
 from codecjax import steps as device_steps
 from codecjax.cache import CacheObject, Controller, Plan, pool_pages
 from codecjax.errors import UserError
+from codecjax.models.flat import on_arrays
 from codecjax.models.llama import empty_cache, forward
 from codecjax.models.model import Model, cache_objects
 from codecjax.steps import Held, Sampling, copied, replaced
@@ -30,7 +31,7 @@ _SHORTEST_PROMPT = 8
 _PREFILL = device_steps.compiled(device_steps.prefill)
 _DECODE = device_steps.compiled(device_steps.decode)
 _FORWARD = jax.jit(
-    device_steps.on_arrays(forward),
+    on_arrays(forward),
     static_argnames=("structure", "config", "implementation", "activations"),
 )
 _EMPTY_CACHE = jax.jit(empty_cache, static_argnums=(0, 1, 2, 3))
@@ -101,7 +102,7 @@ class Generator:
                 f"{config.context}: give 1 to {config.context}"
             )
         self._model = model
-        self._parameters, self._structure = device_steps.flat(model.parameters)
+        self._parameters, self._structure = model.flat
         self._max_tokens = max_tokens
         self._implementation = kernels_pallas.resolve(implementation)
         self._activations = resolve_activations(activations, self._implementation)
@@ -384,7 +385,7 @@ def logits(
             f"a sequence of {ids.shape[1]} tokens exceeds the model's context of "
             f"{model.config.context}: shorten it"
         )
-    arrays, structure = device_steps.flat(model.parameters)
+    arrays, structure = model.flat
     return _FORWARD(
         arrays,
         ids,

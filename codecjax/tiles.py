@@ -62,6 +62,7 @@ class Place:
       first_entry: entries of their escape lists.
       slots: C, its own compressed tiles.
       capacity: entries of one of its own escape lists.
+      nbytes: bytes of its own part of the arrays.
     """
 
     first_tile: int
@@ -71,6 +72,7 @@ class Place:
     first_verbatim: int
     slots: int
     capacity: int
+    nbytes: int
 
 
 @jax.tree_util.register_dataclass
@@ -107,20 +109,17 @@ class TiledMatrix:
         return math.prod(self.grid)
 
     @property
+    def unit_grid(self) -> tuple[int, int]:
+        """(unit rows, unit columns) of all tiles together."""
+        (down, across), (rows, columns) = self.grid, self.tile
+        return (down * rows // UNIT_ROWS, across * columns // UNIT_COLUMNS)
+
+    @property
     def nbytes(self) -> int:
         """Bytes that the matrix's own part of the arrays holds, side lists and padding included."""
-        if self.place is None:
-            return sum(array.nbytes for array in self.arrays.values())
-        spilled = self.tiles - self.place.slots
-        words, base = self.arrays["words"], self.arrays["base"]
-        units = self.place.slots * words.shape[1] * words.shape[2]
-        return (
-            words.nbytes // words.shape[0] * self.place.slots
-            + 4 * units * self.place.capacity
-            + base.nbytes // base.shape[0] * self.grid[0]
-            + spilled * page_bytes(self.tile)
-            + (4 * self.tiles if "slot" in self.arrays else 0)
-        )
+        if self.place is not None:
+            return self.place.nbytes
+        return sum(array.nbytes for array in self.arrays.values())
 
     @property
     def bits_per_weight(self) -> float:

@@ -20,7 +20,7 @@ _COPY_BYTES = {"gpu": 2**30, "cpu": 2**28}
 _COPY_PASSES = (2, 10)
 
 
-def repeat(function: Callable[[Any], Any], count: int) -> Any:
+def repeat(function: Callable[[Any], Any], count: int) -> jax.stages.Wrapped:
     """One jitted call that applies `function` `count` times, to each of its inputs in turn.
 
     Each application waits for the one before it, so that none is shared or left out.

@@ -56,12 +56,10 @@ def decode(
     """bf16[OUT, K], reading resident tiles from their pages and filling pages as told."""
     if t.is_dense:
         return t.arrays["dense"], residency
-    stream = UnitStream.of((t,), residency, 1, Lanes(interpret))
-    across = stream.units_across
-    config = config or choose_config(stream.units_down, across)
+    config = config or choose_config(*t.unit_grid)
     steps = config.steps
-    stream = dataclasses.replace(stream, stages=config.stages)
-    operands = stream.operands((t.arrays,), residency, first_tile)
+    stream, sources = UnitStream.of((t,), residency, config.stages, Lanes(interpret))
+    operands = stream.operands(sources, residency, first_tile)
     names = tuple(operands)
 
     def body(*refs: Any, barriers: Any, **scratch: Any) -> None:
@@ -102,11 +100,11 @@ def decode(
         jax.lax.fori_loop(0, steps, copy_out, next_escapes)
         plgpu.wait_smem_to_gmem(0)
 
-    shape = (stream.units_down * UNIT_ROWS, across * UNIT_COLUMNS)
+    shape = (stream.units_down * UNIT_ROWS, stream.units_across * UNIT_COLUMNS)
     kernel = plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct(shape, jnp.bfloat16),
-        grid=(stream.units_down, across // steps),
+        grid=(stream.units_down, stream.units_across // steps),
         grid_names=("row", "part"),
         scratch_types=stream.scratch(staged=True)
         | {"barriers": plgpu.Barrier(num_arrivals=1, num_barriers=stream.stages)},

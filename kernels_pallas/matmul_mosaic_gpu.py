@@ -18,7 +18,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
 from kernels_pallas.lanes import SWIZZLE_TRANSFORMS, Lanes
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
-from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream, sources
+from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream
 from kernels_pallas.unit_walk import UnitWalk
 
 MAX_ROWS = 64
@@ -61,8 +61,8 @@ def matmul(
     The matrices' tiles follow one another in the page table. Every sum has the same order
     however its matrix is stored.
     """
-    units_down = sum(t.grid[0] * t.tile[0] // UNIT_ROWS for t in matrices)
-    units_across = matrices[0].grid[1] * matrices[0].tile[1] // UNIT_COLUMNS
+    units_down = sum(t.unit_grid[0] for t in matrices)
+    units_across = matrices[0].unit_grid[1]
     config = config or choose_config(units_down, units_across)
     stages = min(config.stages, units_across // config.splits)
     together = [list(matrices)]
@@ -70,9 +70,8 @@ def matmul(
         together = [[t] for t in matrices]
     products: list[jax.Array] = []
     for group in together:
-        stream = UnitStream.of(group, residency, stages, Lanes(interpret))
-        arrays = tuple(sources(group))
-        y, residency = _multiply(x, arrays, residency, first_tile, stream, config.splits)
+        stream, sources = UnitStream.of(group, residency, stages, Lanes(interpret))
+        y, residency = _multiply(x, sources, residency, first_tile, stream, config.splits)
         firsts = [part.first_row * UNIT_ROWS for part in stream.parts]
         products += [
             y[:, first : first + t.shape[0]] for t, first in zip(group, firsts, strict=True)
@@ -84,7 +83,7 @@ def matmul(
 @functools.partial(jax.jit, static_argnames=("stream", "splits"))
 def _multiply(
     x: jax.Array,
-    arrays: tuple[dict[str, jax.Array], ...],
+    sources: tuple[dict[str, jax.Array], ...],
     residency: Residency | None,
     first_tile: jax.Array,
     stream: UnitStream,
@@ -93,7 +92,7 @@ def _multiply(
     """float32[N, rows of all the stream's units], and the residency afterwards."""
     rows = next(step for step in ROW_STEPS if step >= x.shape[0])
     steps, interpret = stream.units_across // splits, stream.lanes.interpret
-    operands = stream.operands(arrays, residency, first_tile)
+    operands = stream.operands(sources, residency, first_tile)
     names = tuple(operands)
     padding = stream.units_across * UNIT_COLUMNS - x.shape[1]
     x_padded = jnp.pad(x, ((0, rows - x.shape[0]), (0, padding)))

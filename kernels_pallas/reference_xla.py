@@ -17,28 +17,22 @@ def _untile(blocks: jax.Array, t: TiledMatrix) -> jax.Array:
     return split.reshape(down * rows, across * columns)[: t.shape[0], : t.shape[1]]
 
 
+# What differs between matrices of one shape in one pool. As data it lets them be compiled once.
+_OFFSETS = ("first_tile", "first_row", "first_slot", "first_entry", "first_verbatim")
+
+
 def decode(
     t: TiledMatrix, residency: Residency | None, first_tile: jax.Array
 ) -> tuple[jax.Array, Residency | None]:
     """bf16[OUT, K], reading resident tiles from their pages and filling pages as told."""
     if t.is_dense:
         return t.arrays["dense"], residency
-    offsets = {}
+    offsets, still = {}, t.place
     if t.place is not None:
         offsets = {name: jnp.int32(getattr(t.place, name)) for name in _OFFSETS}
-    return _decode(_without_offsets(t), t.arrays, offsets, residency, first_tile)
-
-
-# What differs between matrices of one shape in one pool. As data it lets them be compiled once.
-_OFFSETS = ("first_tile", "first_row", "first_slot", "first_entry")
-
-
-def _without_offsets(t: TiledMatrix) -> TiledMatrix:
-    """The static facts of a matrix, its offsets and arrays left out."""
-    place = t.place
-    if place is not None:
-        place = dataclasses.replace(place, **dict.fromkeys((*_OFFSETS, "first_verbatim"), 0))
-    return dataclasses.replace(t, arrays={}, place=place)
+        still = dataclasses.replace(t.place, **dict.fromkeys(_OFFSETS, 0))
+    form = dataclasses.replace(t, arrays={}, place=still)
+    return _decode(form, t.arrays, offsets, residency, first_tile)
 
 
 @jax.jit

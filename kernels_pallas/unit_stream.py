@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.codecs import window, window_layout
-from codecjax.codecs.window_pool import place_of
+from codecjax.codecs.window_pool import place_of, verbatim_tiles
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Place, Residency, TiledMatrix
 from kernels_pallas.lanes import LANES, SWIZZLE_TRANSFORMS, Lanes
 
@@ -81,24 +81,27 @@ class UnitStream:
         residency: Residency | None,
         stages: int,
         lanes: Lanes,
-    ) -> "UnitStream":
-        """The stream of matrices that fit together."""
+    ) -> tuple["UnitStream", tuple[dict[str, jax.Array], ...]]:
+        """The stream of matrices that fit together, and the sets of arrays that they are in."""
         parts: list[Part] = []
-        found = sources(matrices)
+        sources: list[dict[str, jax.Array]] = []
         row = tile = 0
         for t in matrices:
-            source = next(i for i, arrays in enumerate(found) if _same(arrays, t.arrays))
+            known = (index for index, arrays in enumerate(sources) if _same(arrays, t.arrays))
+            source = next(known, len(sources))
+            if source == len(sources):
+                sources.append(t.arrays)
             place = None if t.is_dense else place_of(t)
-            verbatim = place is not None and place.slots < t.tiles
+            verbatim = not t.is_dense and verbatim_tiles(t) > 0
             parts.append(Part(source, row, tile, t.tiles, verbatim, place))
-            row += t.grid[0] * t.tile[0] // UNIT_ROWS
+            row += t.unit_grid[0]
             tile += t.tiles
         first = matrices[0]
         counted = not first.is_dense and residency is not None
-        return cls(
+        stream = cls(
             parts=tuple(parts),
             units_down=row,
-            units_across=first.grid[1] * first.tile[1] // UNIT_COLUMNS,
+            units_across=first.unit_grid[1],
             tile=first.tile,
             width=None if first.is_dense else first.options_dict["width"],
             counted=counted,
@@ -106,6 +109,7 @@ class UnitStream:
             stages=stages,
             lanes=lanes,
         )
+        return stream, tuple(sources)
 
     @property
     def verbatim(self) -> bool:
@@ -128,18 +132,18 @@ class UnitStream:
 
     def operands(
         self,
-        arrays_of: Sequence[dict[str, jax.Array]],
+        sources: Sequence[dict[str, jax.Array]],
         residency: Residency | None,
         first_tile: jax.Array,
     ) -> dict[str, Any]:
         """The kernel's arrays by name; `pages` and `decoded` as refs that it may write.
 
         Args:
-          arrays_of: the matrices' sets of arrays; those of the first have names like "words.0".
+          sources: as `of` gives them; the arrays of the first have names like "words.0".
           residency, first_tile: of the matrices.
         """
         arrays: dict[str, Any] = {}
-        for index, source in enumerate(arrays_of):
+        for index, source in enumerate(sources):
             if "dense" in source:
                 pad = [
                     (0, -size % unit)
@@ -189,15 +193,6 @@ class UnitStream:
         if self.verbatim:
             scratch["slots"] = plgpu.SMEM((LANES,), jnp.uint32)
         return scratch
-
-
-def sources(matrices: Sequence[TiledMatrix]) -> list[dict[str, jax.Array]]:
-    """The different sets of arrays that the matrices are in."""
-    found: list[dict[str, jax.Array]] = []
-    for t in matrices:
-        if not any(_same(arrays, t.arrays) for arrays in found):
-            found.append(t.arrays)
-    return found
 
 
 def _same(one: dict[str, jax.Array], other: dict[str, jax.Array]) -> bool:

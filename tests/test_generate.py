@@ -18,6 +18,7 @@ from codecjax.cache import OFFLINE_POLICIES, POLICIES, Plan, simulate
 from codecjax.errors import UserError
 from codecjax.generate import Generator
 from codecjax.models.config import LlamaConfig
+from codecjax.models.flat import on_arrays
 from codecjax.models.model import cache_objects, random_model
 from codecjax.tiles import DECODE, fill_entry, page_bytes
 
@@ -189,8 +190,8 @@ def live_bytes():
 
 
 def test_parameters_are_handed_over_as_few_arrays(model):
-    arrays, structure = device_steps.flat(model.parameters)
-    again = device_steps.on_arrays(lambda parameters: parameters)(arrays, structure=structure)
+    arrays, structure = model.flat
+    again = on_arrays(lambda parameters: parameters)(arrays, structure=structure)
     assert jax.tree.structure(again) == jax.tree.structure(model.parameters)
     chex.assert_trees_all_equal(again, model.parameters)
     # The embedding, all norms, and for every layer and the head: words, escapes and bases.

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from codecjax.codecs import bf16, window, window_pool
+from codecjax.codecs import bf16, window
 from codecjax.codecs.cast import CastReport, to_bf16, warn_of_cast
+from codecjax.codecs.window_pool import own_arrays
 from codecjax.errors import UserError
 from codecjax.tiles import DEFAULT_TILE, TiledMatrix, check_tile
 
@@ -92,11 +93,6 @@ def pooled(codec: str, matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ..
       matrices: each in arrays of its own.
     """
     return tuple(codec_module(codec).pooled(matrices))
-
-
-def own_arrays(t: TiledMatrix) -> dict[str, jax.Array]:
-    """The arrays by name that `t` would have if it shared none."""
-    return t.arrays if t.place is None else window_pool.own_arrays(t)
 
 
 __all__ = [

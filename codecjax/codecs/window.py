@@ -26,19 +26,19 @@ A matrix that this would expand (few rows, random exponents) is stored as the si
 
 import functools
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from codecjax.codecs import window_layout, window_pool
-from codecjax.codecs.window_pool import place_of, tile_escapes
+from codecjax.codecs.window_pool import place_of, tile_escapes, verbatim_tiles
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, TiledMatrix, page_bytes, units_per_tile
 
 VERSION = 2
 OPTIONS = {"width": 11}
 CHOICES = {"width": tuple(window_layout.WORDS)}
+pooled = window_pool.pooled
 
 EXPONENT_SHIFT = 24
 ROUND_SHIFT = 16
@@ -266,7 +266,7 @@ def decode_tile(t: TiledMatrix, index: jax.Array) -> jax.Array:
         words, escapes = arrays["words"][slot], tile_escapes(t, slot)
         return decode_compressed(words, escapes, base, t.options_dict["width"])
 
-    if place.slots == t.tiles:
+    if not verbatim_tiles(t):
         return compressed(place.first_slot + index)
     slot = arrays["slot"][place.first_tile + index]
     return jax.lax.cond(
@@ -276,14 +276,7 @@ def decode_tile(t: TiledMatrix, index: jax.Array) -> jax.Array:
 
 def needs_decode(t: TiledMatrix) -> jax.Array:
     """bool[T]: False for verbatim tiles."""
-    if t.is_dense or place_of(t).slots == t.tiles:
+    if t.is_dense or not verbatim_tiles(t):
         return jnp.full(t.tiles, not t.is_dense)
     first = place_of(t).first_tile
     return jax.lax.dynamic_slice(t.arrays["slot"], (first,), (t.tiles,)) >= 0
-
-
-def pooled(matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:
-    """The same matrices, those that can in arrays that they share."""
-    tiled = [t for t in matrices if not t.is_dense]
-    shared = iter(window_pool.pooled(tiled) if len(tiled) > 1 else tiled)
-    return tuple(t if t.is_dense else next(shared) for t in matrices)

@@ -5,6 +5,7 @@ slots count from the pool's beginning. `escapes` is flat, uint32[entries]: lists
 have one capacity, those of another matrix may have another.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from codecjax.tiles import Place, TiledMatrix
 
 
 def place_of(t: TiledMatrix) -> Place:
-    """Where the matrix is in its arrays: at their beginning, unless it shares them."""
+    """Where a matrix that is not dense is in its arrays: at their beginning, or in a pool."""
     if t.place is not None:
         return t.place
     return Place(
@@ -26,73 +27,79 @@ def place_of(t: TiledMatrix) -> Place:
         first_verbatim=0,
         slots=t.arrays["words"].shape[0],
         capacity=t.arrays["escapes"].shape[-1],
+        nbytes=t.nbytes,
     )
 
 
+def verbatim_tiles(t: TiledMatrix) -> int:
+    """V of a matrix that is not dense."""
+    return t.tiles - place_of(t).slots
+
+
 def pooled(matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:
-    """The same matrices in arrays that they share.
+    """The same matrices, those that are not dense in arrays that they share.
 
     Args:
-      matrices: not dense, each in arrays of its own, of one tile and width.
+      matrices: each in arrays of its own, of one tile and width.
     """
-    places: list[Place] = []
-    tile = row = slot = entry = verbatim = 0
-    slots: list[jax.Array] = []
-    for t in matrices:
-        own = place_of(t)
-        places.append(Place(tile, row, slot, entry, verbatim, own.slots, own.capacity))
-        count = jnp.arange(t.tiles, dtype=jnp.int32)
-        mine = t.arrays.get("slot", count)
-        slots.append(jnp.where(mine >= 0, mine + slot, mine - verbatim))
-        tile, row, slot = tile + t.tiles, row + t.grid[0], slot + own.slots
-        entry, verbatim = entry + t.arrays["escapes"].size, verbatim + t.tiles - own.slots
+    sharing = [t for t in matrices if not t.is_dense]
+    if len(sharing) < 2:
+        return tuple(matrices)
     arrays = {
-        name: jnp.concatenate([t.arrays[name] for t in matrices]) for name in ("words", "base")
+        name: jnp.concatenate([t.arrays[name] for t in sharing]) for name in ("words", "base")
     }
-    arrays["escapes"] = jnp.concatenate([t.arrays["escapes"].reshape(-1) for t in matrices])
-    if verbatim:
+    arrays["escapes"] = jnp.concatenate([t.arrays["escapes"].reshape(-1) for t in sharing])
+    slotted = any(verbatim_tiles(t) for t in sharing)
+    places: list[Place] = []
+    slots: list[jax.Array] = []
+    tile = row = slot = entry = verbatim = 0
+    for t in sharing:
+        own = place_of(t)
+        nbytes = own.nbytes
+        if slotted:
+            if "slot" not in t.arrays:
+                nbytes += 4 * t.tiles
+            mine = t.arrays.get("slot", jnp.arange(t.tiles, dtype=jnp.int32))
+            slots.append(jnp.where(mine >= 0, mine + slot, mine - verbatim))
+        places.append(Place(tile, row, slot, entry, verbatim, own.slots, own.capacity, nbytes))
+        tile, row, slot = tile + t.tiles, row + t.grid[0], slot + own.slots
+        entry, verbatim = entry + t.arrays["escapes"].size, verbatim + verbatim_tiles(t)
+    if slotted:
         arrays["slot"] = jnp.concatenate(slots)
-        spilled = [t.arrays["verbatim"] for t in matrices if "verbatim" in t.arrays]
+        spilled = [t.arrays["verbatim"] for t in sharing if verbatim_tiles(t)]
         arrays["verbatim"] = jnp.concatenate(spilled)
+    remaining = iter(places)
     return tuple(
-        TiledMatrix(arrays, t.codec, t.version, t.shape, t.tile, t.options, place)
-        for t, place in zip(matrices, places, strict=True)
+        t if t.is_dense else dataclasses.replace(t, arrays=arrays, place=next(remaining))
+        for t in matrices
     )
 
 
 def own_arrays(t: TiledMatrix) -> dict[str, jax.Array]:
-    """The arrays of the matrix alone."""
+    """The arrays by name that the matrix would have if it shared none."""
     if t.place is None:
         return t.arrays
     place, arrays = t.place, t.arrays
+    words = arrays["words"][place.first_slot : place.first_slot + place.slots]
+    lists = (*words.shape[:3], place.capacity)
     own = {
-        "words": arrays["words"][place.first_slot : place.first_slot + place.slots],
-        "escapes": escape_lists(t),
+        "words": words,
+        "escapes": arrays["escapes"][place.first_entry :][: math.prod(lists)].reshape(lists),
         "base": arrays["base"][place.first_row : place.first_row + t.grid[0]],
     }
-    spilled = t.tiles - place.slots
+    spilled = verbatim_tiles(t)
     if spilled:
         slot = arrays["slot"][place.first_tile : place.first_tile + t.tiles]
         own["slot"] = jnp.where(slot >= 0, slot - place.first_slot, slot + place.first_verbatim)
-        first = place.first_verbatim
-        own["verbatim"] = arrays["verbatim"][first : first + spilled]
+        own["verbatim"] = arrays["verbatim"][place.first_verbatim :][:spilled]
     return own
-
-
-def escape_lists(t: TiledMatrix) -> jax.Array:
-    """uint32[C, R, Q, capacity]: the matrix's own escape lists."""
-    if t.place is None:
-        return t.arrays["escapes"]
-    shape = (t.place.slots, *t.arrays["words"].shape[1:3], t.place.capacity)
-    first = t.place.first_entry
-    return t.arrays["escapes"][first : first + math.prod(shape)].reshape(shape)
 
 
 def tile_escapes(t: TiledMatrix, slot: jax.Array) -> jax.Array:
     """uint32[R, Q, capacity]: the escape lists of the tile in slot `slot` of the arrays."""
-    if t.place is None:
-        return t.arrays["escapes"][slot]
-    shape = (*t.arrays["words"].shape[1:3], t.place.capacity)
+    place = place_of(t)
+    shape = (*t.arrays["words"].shape[1:3], place.capacity)
     size = math.prod(shape)
-    first = t.place.first_entry + (slot - t.place.first_slot) * size
-    return jax.lax.dynamic_slice(t.arrays["escapes"], (first,), (size,)).reshape(shape)
+    first = place.first_entry + (slot - place.first_slot) * size
+    escapes = t.arrays["escapes"].reshape(-1)
+    return jax.lax.dynamic_slice(escapes, (first,), (size,)).reshape(shape)

@@ -16,6 +16,7 @@ from codecjax.codecs import cacheable_tiles, check_options, encode_with_report, 
 from codecjax.codecs.cast import CastReport, to_bf16
 from codecjax.errors import UserError
 from codecjax.models.config import LlamaConfig
+from codecjax.models.flat import Structure, flat
 from codecjax.models.parameters import Parameter, layers, parameters, to_tree, walk
 from codecjax.tiles import TiledMatrix, check_tile
 
@@ -52,6 +53,11 @@ class Model:
         """The projections by report name, in the order in which a step uses them."""
         weights = walk(self.config, self.parameters)
         return {each.name: weight for each, weight in weights if each.projection}
+
+    @functools.cached_property
+    def flat(self) -> tuple[list[jax.Array], Structure]:
+        """The parameters as `codecjax.models.flat` makes them few arrays."""
+        return flat(self.parameters)
 
     @functools.cached_property
     def first_tiles(self) -> dict[str, int]:

@@ -90,14 +90,14 @@ def test_held_out_modules_cost_what_the_card_says(folder: HuggingFaceFolder) -> 
     assert bits < 2
 
 
-@pytest.mark.parametrize("prompt", ["def _check(", "class Node:\n    def __init__(self, "])
+@pytest.mark.parametrize("prompt", ["def _check(", "def __init__(self, "])
 def test_greedy_generation_looks_like_python(prompt: str) -> None:
     model = codecjax.load(EMBEDDED, codec="window")
     assert model.tokenizer is not None
     tokens = list(codecjax.generate(model, prompt, max_new_tokens=NEW_TOKENS))
     text = prompt + model.tokenizer.decode(tokens)
     (first, *_) = statements(text)
-    assert isinstance(first, ast.FunctionDef | ast.ClassDef), text
+    assert isinstance(first, ast.FunctionDef), text
     assert {"(", ")", ":"} <= set(words(text)), text
     assert {"self", "return", "if", "def"} & set(words(text)), text
 
