@@ -59,19 +59,15 @@ class Place:
     Attributes:
       first_tile, first_row: tiles and tile rows of the matrices before it.
       first_slot, first_verbatim: compressed and verbatim tiles of the matrices before it.
-      first_entry: entries of their escape lists.
       slots: C, its own compressed tiles.
-      capacity: entries of one of its own escape lists.
       nbytes: bytes of its own part of the arrays.
     """
 
     first_tile: int
     first_row: int
     first_slot: int
-    first_entry: int
     first_verbatim: int
     slots: int
-    capacity: int
     nbytes: int
 
 

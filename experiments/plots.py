@@ -27,7 +27,7 @@ POLICY_COLOURS = {
 }
 POLICY_MARKERS = dict(zip(POLICY_COLOURS, "osD^xPv*", strict=True))
 BOUND_COLOUR = "#444444"
-_STYLE = {
+STYLE = {
     "figure.dpi": 120,
     "font.size": 10,
     "axes.grid": True,
@@ -51,16 +51,16 @@ def draw(points: Sequence[PointRecords]) -> dict[str, bytes]:
         return {}
     cached = [point for point in finished if point.summary["codec"]["name"] != "bf16"]
     pictures: dict[str, bytes] = {}
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         if cached:
-            pictures["tokens_per_second"] = _png(_draw_speed(finished, cached))
-            pictures["hit_rates"] = _png(_draw_hits(cached))
-        pictures["device_bytes"] = _png(_draw_bytes(finished))
-        pictures["step_seconds"] = _png(_draw_steps(finished))
+            pictures["tokens_per_second"] = png(_draw_speed(finished, cached))
+            pictures["hit_rates"] = png(_draw_hits(cached))
+        pictures["device_bytes"] = png(_draw_bytes(finished))
+        pictures["step_seconds"] = png(_draw_steps(finished))
     return pictures
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
     plt.close(figure)

@@ -1,15 +1,17 @@
 """How things are timed here: by slope, with rotating inputs.
 
 One jitted call has a fixed dispatch cost that a single timing would count. So n1 and n2
-applications of a function are timed, each in one jit, and the slope between them is the time
-of one application.
+applications of a function are timed and the slope between them is the time of one application.
+`slope_seconds` compiles one call for each number; `Repeated` compiles a single call, which is
+dispatched several times without waiting in between.
 """
 
 import concurrent.futures
+import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,40 +47,144 @@ def seconds_of(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def slope(calls: dict[int, Callable[[], Any]], repeats: int) -> float:
-    """Seconds of one application, from calls that apply n1 < n2 times (the dict's keys)."""
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """What repeated measurements of one thing gave.
+
+    Attributes:
+      seconds: of one application: the median of the estimates.
+      spread: interquartile range of the estimates over their median.
+    """
+
+    seconds: float
+    spread: float
+
+    def over(self, applications: int) -> "Timing":
+        """The timing of one of so many applications that were timed as one."""
+        return Timing(self.seconds / applications, self.spread)
+
+
+def summary(estimates: Sequence[float]) -> Timing:
+    """Median and spread of estimates of one duration, in seconds."""
+    median = statistics.median(estimates)
+    if len(estimates) < 2 or median <= 0:
+        return Timing(median, 0.0)
+    first, _, third = statistics.quantiles(estimates, n=4, method="inclusive")
+    return Timing(median, (third - first) / median)
+
+
+def slope(calls: Mapping[int, Callable[[], Any]], repeats: int) -> Timing:
+    """The timing of one application, from calls that apply n1 < n2 times (the mapping's keys).
+
+    Every repetition gives an estimate. Where the machine was so noisy that their median is not
+    positive, they are t2 / n2 instead, which is larger than the truth.
+    """
     for call in calls.values():
         jax.block_until_ready(call())
-    samples: dict[int, list[float]] = {count: [] for count in calls}
+    fewer, more = sorted(calls)
+    firsts, seconds = [], []
     for _ in range(repeats):
-        for count, call in calls.items():
-            samples[count].append(seconds_of(call))
-    (fewer, first), (more, second) = sorted(
-        (count, statistics.median(seconds)) for count, seconds in samples.items()
-    )
-    difference = (second - first) / (more - fewer)
-    return difference if difference > 0 else second / more
+        firsts.append(seconds_of(calls[fewer]))
+        seconds.append(seconds_of(calls[more]))
+    slopes = [
+        (second - first) / (more - fewer) for first, second in zip(firsts, seconds, strict=True)
+    ]
+    result = summary(slopes)
+    return result if result.seconds > 0 else summary([second / more for second in seconds])
 
 
-def compiled_calls(
-    function: Callable[[Any], Any],
-    inputs: Sequence[Any],
-    counts: tuple[int, int],
-    compiler: concurrent.futures.Executor,
-) -> dict[int, Callable[[], Any]]:
-    """What `slope` takes, being compiled by `compiler`; a first call waits for that.
+class Repeated:
+    """One compiled call that applies a function to its inputs in turn, `count` times in all.
 
-    Args:
-      function, inputs, counts: as in `slope_seconds`.
-      compiler: makes several measurements compile at once; wait for all before timing one.
+    A call's outputs take the place of those of the call before, and what the applications hand
+    on is updated in place: on a GPU, where XLA records a call's kernels once and replays them,
+    kernels whose buffers have moved are recorded anew.
     """
-    inputs = tuple(inputs)
 
-    def start(count: int) -> Callable[[], Any]:
-        executable = compiler.submit(repeat(function, count).lower(inputs).compile)
-        return lambda: executable.result()(inputs)
+    # Calls that are dispatched without waiting in between, for the slope.
+    _CALLS = (1, 5)
 
-    return {count: start(count) for count in counts}
+    def __init__(
+        self,
+        function: Callable[[Any, Any], tuple[Any, Any]],
+        inputs: Sequence[Any],
+        count: int,
+        compiler: concurrent.futures.Executor,
+        carried: Any = None,
+    ) -> None:
+        """Traces the call and lets `compiler` compile it; the first use waits for that.
+
+        Args:
+          function: (input, carried) -> (output, carried), traceable; pytrees of arrays.
+          inputs: that the applications take in rotation; together they should exceed the
+            device's caches if the function is to be measured reading from memory.
+          count: applications in a call. All their outputs are alive at once.
+          compiler: makes several calls compile at once; wait for all before timing one.
+          carried: what the first application is handed; donated.
+        """
+        self._inputs, self._count, self.carried = tuple(inputs), count, carried
+
+        def applications(inputs: Any, before: Any, carried: Any) -> tuple[list[Any], Any]:
+            del before
+            outputs: list[Any] = []
+            for index in range(count):
+                argument = inputs[index % len(inputs)]
+                if outputs:
+                    argument, outputs[-1] = jax.lax.optimization_barrier((argument, outputs[-1]))
+                output, carried = function(argument, carried)
+                outputs.append(output)
+            return outputs, carried
+
+        self._shapes, _ = jax.eval_shape(applications, self._inputs, (), carried)
+        # An unused input would be dropped, and the output that replaces it put elsewhere.
+        jitted = jax.jit(applications, donate_argnums=(1, 2), keep_unused=True)
+        traced = jitted.trace(self._inputs, self._shapes, carried)
+        self.jaxpr = traced.jaxpr
+        self._executable = compiler.submit(traced.lower().compile)
+        self._outputs: list[Any] | None = None
+
+    def wait(self) -> None:
+        """Waits for the compiler."""
+        self._executable.result()
+
+    def __call__(self, calls: int = 1) -> list[Any]:
+        """Outputs of all applications of the last of so many calls, which may still run.
+
+        They are good until the next call.
+        """
+        executable, outputs = self._executable.result(), self._outputs
+        if outputs is None:
+            outputs = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), self._shapes)
+        for _ in range(calls):
+            outputs, self.carried = executable(self._inputs, outputs, self.carried)
+        self._outputs = outputs
+        return outputs
+
+    def time(self, repeats: int) -> Timing:
+        """The timing of one application."""
+        calls = {number: functools.partial(self._all, number) for number in self._CALLS}
+        return slope(calls, repeats).over(self._count)
+
+    def host_share(self) -> float:
+        """See `host_share`, of several calls."""
+        return host_share(functools.partial(self._all, max(self._CALLS)))
+
+    def _all(self, calls: int) -> Any:
+        """Everything that so many calls leave, to be waited for."""
+        return self(calls), self.carried
+
+
+def host_share(call: Callable[[], Any]) -> float:
+    """Share of a call's time until it returns, while its arrays may not be ready yet.
+
+    Near 1 the device may have waited for the host, and then a timing is the host's.
+    """
+    jax.block_until_ready(call())
+    start = time.perf_counter()
+    arrays = call()
+    returned = time.perf_counter()
+    jax.block_until_ready(arrays)
+    return (returned - start) / (time.perf_counter() - start)
 
 
 def slope_seconds(
@@ -94,16 +200,16 @@ def slope_seconds(
       inputs: pytrees that the applications take in rotation; together they should exceed the
         device's caches if the function is to be measured reading from memory.
       counts: (n1, n2) applications, n1 < n2. All their outputs are alive at once.
-      repeats: timings of each count; the medians are used.
+      repeats: timings of each count.
 
     Returns:
-      (t2 - t1) / (n2 - n1), or t2 / n2, which is larger than the truth, where the machine was
-      so noisy that the slope is not positive.
+      The median slope, see `slope`.
     """
     if not 0 < counts[0] < counts[1]:
         raise ValueError(f"counts must rise from at least 1, not {counts}")
     inputs = tuple(inputs)
-    return slope({n: functools.partial(repeat(function, n), inputs) for n in counts}, repeats)
+    calls = {n: functools.partial(repeat(function, n), inputs) for n in counts}
+    return slope(calls, repeats).seconds
 
 
 def copy_bandwidth(array_bytes: int | None = None, repeats: int = 5) -> float:
@@ -128,5 +234,5 @@ def copy_bandwidth(array_bytes: int | None = None, repeats: int = 5) -> float:
         held[0] = rewrite(held[0], passes)
         return held[0]
 
-    seconds = slope({n: functools.partial(timed, n) for n in _COPY_PASSES}, repeats)
-    return 2 * 4 * size / seconds
+    pass_time = slope({n: functools.partial(timed, n) for n in _COPY_PASSES}, repeats)
+    return 2 * 4 * size / pass_time.seconds

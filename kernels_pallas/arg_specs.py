@@ -29,10 +29,19 @@ TINYLLAMA = (
     MatrixSpec("tinyllama.down", 2048, 5632),
     MatrixSpec("tinyllama.head", 32000, 2048),
 )
-# Llama-3-8B's MLP: larger than any cache of a GPU.
+# Of Llama-3.1-8B. All but the output are larger than any cache of a GPU.
 LLAMA_8B = (
     MatrixSpec("llama_8b.up", 14336, 4096),
     MatrixSpec("llama_8b.down", 4096, 14336),
+    MatrixSpec("llama_8b.output", 4096, 4096),
+    MatrixSpec("llama_8b.head", 128256, 4096),
+)
+# Matrices that a step multiplies in one launch, as one: query, key and value; gate and up.
+JOINT = (
+    MatrixSpec("tinyllama.attention_inputs", 2048 + 256 + 256, 2048),
+    MatrixSpec("tinyllama.mlp_inputs", 2 * 5632, 2048),
+    MatrixSpec("llama_8b.attention_inputs", 4096 + 1024 + 1024, 4096),
+    MatrixSpec("llama_8b.mlp_inputs", 2 * 14336, 4096),
 )
 # No multiples of a tile.
 ODD = (
@@ -40,6 +49,7 @@ ODD = (
     MatrixSpec("odd.wide", 70, 1000),
 )
 ALL = (*TINYLLAMA, *LLAMA_8B, *ODD)
+BY_NAME = {spec.name: spec for spec in (*ALL, *JOINT)}
 
 
 @functools.partial(jax.jit, static_argnames=("out", "k"))

@@ -10,6 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
+from kernels_pallas import tuning
 from kernels_pallas.lanes import Lanes
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
 from kernels_pallas.unit_stream import UnitStream
@@ -37,11 +38,32 @@ class DecodeConfig:
 
 
 def choose_config(units_down: int, units_across: int) -> DecodeConfig:
-    """Walks that keep copies in flight, and short enough for several CTAs on every SM."""
-    divisors = [d for d in range(1, MAX_STEPS + 1) if units_across % d == 0]
+    """What was measured to be fastest on this device, or else a sane guess.
+
+    The guess is walks that keep copies in flight, and short enough for several CTAs on every SM.
+    """
+    tuned = tuning.settings("decode", units_down, units_across, None)
+    if tuned is not None:
+        return DecodeConfig(tuned["steps"], tuned["stages"])
+    divisors = _divisors(units_across, MAX_STEPS)
     fitting = [d for d in divisors if units_down * (units_across // d) >= 4 * SMS]
     steps = max(fitting, default=1)
     return DecodeConfig(steps, stages=min(2, steps))
+
+
+def candidates(units_down: int, units_across: int) -> list[DecodeConfig]:
+    """Settings worth measuring."""
+    del units_down
+    return [
+        DecodeConfig(steps, stages)
+        for steps in _divisors(units_across, 2 * MAX_STEPS)[-4:]
+        for stages in (2, 3)
+        if stages <= steps
+    ]
+
+
+def _divisors(units_across: int, most: int) -> list[int]:
+    return [d for d in range(1, most + 1) if units_across % d == 0]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "interpret"))
@@ -65,49 +87,51 @@ def decode(
     def body(*refs: Any, barriers: Any, **scratch: Any) -> None:
         bound = dict(zip((*names, "out"), refs, strict=True)) | scratch
         row, part = jax.lax.axis_index("row"), jax.lax.axis_index("part")
-        walk = UnitWalk.start(stream, bound, row, part * steps, steps)
+        walk = UnitWalk.start(stream, bound, row, part * steps)
         for stage in range(stream.stages):
             walk.fetch(jnp.int32(stage), stage, barriers.at[stage])
-        walk, next_escapes = walk.prepare()
+        walk = walk.prepare()
 
-        def copy_out(step: jax.Array, escapes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def fetch_ahead(step: jax.Array) -> None:
+            @pl.when(step + stream.stages < steps)
+            def _() -> None:
+                stage = jax.lax.rem(step, stream.stages)
+                walk.fetch(step + stream.stages, stage, barriers.at[stage])
+
+        def copy_out(step: jax.Array, carry: None) -> None:
+            del carry
             stage = jax.lax.rem(step, stream.stages)
-            walk.deliver(step + 1, escapes)
             plgpu.barrier_wait(barriers.at[stage])
-            escapes = walk.next_escapes(step + 2)
+            if not stream.buffered:
+                # The copy out of what was decoded into this stage's unit before.
+                plgpu.wait_smem_to_gmem(stream.stages - 1, wait_read_only=True)
             walk.stage_decoded(step, stage)
             walk.record(step)
-            # The next step's escapes are delivered.
             plgpu.commit_smem()
             rows = pl.ds(row * UNIT_ROWS, UNIT_ROWS)
             columns = pl.ds((part * steps + step) * UNIT_COLUMNS, UNIT_COLUMNS)
             plgpu.copy_smem_to_gmem(bound["units"].at[stage], bound["out"].at[rows, columns])
+            if not stream.buffered:
+                fetch_ahead(step)
+                return
 
-            # The previous step's buffer is refilled once its copy out has been read.
-            previous = step - 1
-
-            @pl.when((step > 0) & (previous + stream.stages < steps))
+            # A unit may be fetched to where the previous step's is copied out from.
+            @pl.when(step > 0)
             def _() -> None:
                 plgpu.wait_smem_to_gmem(1, wait_read_only=True)
-                walk.fetch(
-                    previous + stream.stages,
-                    jax.lax.rem(previous, stream.stages),
-                    barriers.at[jax.lax.rem(previous, stream.stages)],
-                )
+                fetch_ahead(step - 1)
 
-            return escapes
-
-        jax.lax.fori_loop(0, steps, copy_out, next_escapes)
+        jax.lax.fori_loop(0, steps, copy_out, None)
         plgpu.wait_smem_to_gmem(0)
 
+    barriers = plgpu.Barrier(num_arrivals=UnitWalk.arrivals(stream), num_barriers=stream.stages)
     shape = (stream.units_down * UNIT_ROWS, stream.units_across * UNIT_COLUMNS)
     kernel = plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct(shape, jnp.bfloat16),
         grid=(stream.units_down, stream.units_across // steps),
         grid_names=("row", "part"),
-        scratch_types=stream.scratch(staged=True)
-        | {"barriers": plgpu.Barrier(num_arrivals=1, num_barriers=stream.stages)},
+        scratch_types=stream.scratch(staged=True) | {"barriers": barriers},
         compiler_params=LANE_SEMANTICS,
         interpret=interpreter(interpret),
     )

@@ -12,16 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax._src.lib.mlir import ir
-from jax._src.lib.mlir.dialects import arith, memref, scf, vector
+from jax._src.lib.mlir.dialects import arith, llvm, memref, scf, vector
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import utils as mgpu_utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from codecjax.codecs import window, window_layout
+from codecjax.codecs import window, window_layout, window_records
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS
 
 LANES = window_layout.LANES
-SWIZZLE_TRANSFORMS = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+SWIZZLE_COLUMNS = 64
+SWIZZLE_TRANSFORMS = (
+    plgpu.TilingTransform((8, SWIZZLE_COLUMNS)),
+    plgpu.SwizzleTransform(2 * SWIZZLE_COLUMNS),
+)
 LANE_LAYOUT = plgpu.Layout.WG_STRIDED((LANES,), vec_size=1)
 
 
@@ -70,17 +74,63 @@ def _field(bits: ir.Value, shift: int, mask: int) -> ir.Value:
     return arith.andi(shifted, arith.constant(word, mask))
 
 
-def _exponent_mask(entry: jax.Array, bias: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Register number of an escape, and what turns its digit-0 exponent into the true one."""
-    register = (entry >> window.REGISTER_SHIFT) & 31
-    base = jnp.where(register & 1, bias[1], bias[0]) & jnp.uint32(0x7F80)
-    exponent = (entry >> window.EXPONENT_SHIFT) << 7
-    return register, (exponent ^ base) << ((entry & 1) * 16)
+def _shifted(bits: ir.Value, shift: int) -> ir.Value:
+    return arith.shrui(bits, arith.constant(ir.IntegerType.get_signless(32), shift))
+
+
+def _four(word: ir.Type) -> ir.Value:
+    return arith.constant(word, 4)
+
+
+_POPULATION = _ptx("popc.b32 $0, $1;")
+# Registers of which one comparison finds the group that an escape is in.
+_GROUP = 4
+_PATCH_GROUP = (
+    "{ .reg .pred p; setp.eq.u32 p, $12, %d; "
+    "mov.b32 $0, $4; mov.b32 $1, $5; mov.b32 $2, $6; mov.b32 $3, $7; "
+    "@p xor.b32 $0, $4, $8; @p xor.b32 $1, $5, $9; "
+    "@p xor.b32 $2, $6, $10; @p xor.b32 $3, $7, $11; }"
+)
 
 
 def _flat(ref: ir.Value) -> ir.Value:
     size = int(np.prod(ref.type.shape))
     return ref if len(ref.type.shape) == 1 else mgpu_utils.memref_reshape(ref, (size,))
+
+
+def _used_registers(columns: int) -> int:
+    """Registers (of two float32) of a lane that hold sums of so many columns."""
+    return 2 * -(-columns // 8)
+
+
+def _pair(register: ir.Value) -> list[ir.Value]:
+    return [
+        vector.extract(
+            register, dynamic_position=[], static_position=ir.DenseI64ArrayAttr.get([offset])
+        )
+        for offset in range(2)
+    ]
+
+
+def _store_pair(
+    out: ir.Value, lane: ir.Value, position: ir.Value, pair: Sequence[ir.Value], columns: int
+) -> None:
+    """Stores a lane's register number `position` of wgmma's sums to its place in [columns, 64]."""
+    word = ir.IntegerType.get_signless(32)
+    warp_row = arith.shli(_field(lane, 5, 3), _four(word))
+    half_row = arith.shli(_field(position, 0, 1), arith.constant(word, 3))
+    row = arith.addi(arith.addi(warp_row, _field(lane, 2, 7)), half_row)
+    first = arith.addi(
+        arith.shli(_shifted(position, 1), arith.constant(word, 3)),
+        arith.shli(_field(lane, 0, 3), arith.constant(word, 1)),
+    )
+    for offset, value in enumerate(pair):
+        column = arith.addi(first, arith.constant(word, offset))
+        inside = arith.cmpi(arith.CmpIPredicate.ult, column, arith.constant(word, columns))
+        branch = scf.IfOp(inside)
+        with ir.InsertionPoint(branch.then_block):
+            memref.store(value, out, [_index(column), _index(row)])
+            scf.yield_([])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,76 +200,19 @@ class Lanes:
 
         return bitcast(*registers)
 
-    def clear(self, ref: Any) -> None:
-        """Zeroes a flat uint32 ref whose length is a multiple of 128."""
-        if self.interpret:
-            ref[...] = jnp.zeros(ref.shape, jnp.uint32)
-            return
-
-        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), LANE_LAYOUT))
-        def store(_: Any, ref: ir.Value, lane: Any) -> None:
-            word = ir.IntegerType.get_signless(32)
-            position = _scalar(lane.registers.item())
-            for first in range(0, ref.type.shape[0], LANES):
-                target = arith.addi(position, arith.constant(word, first))
-                memref.store(arith.constant(word, 0), ref, [_index(target)])
-
-        store(ref, self.index())
-
-    def deliver(self, mailbox: Any, first: jax.Array, entry: jax.Array) -> None:
-        """Puts each lane's escape (an entry of `window`'s lists, 0 for none) before its owner.
-
-        It goes to element `first + 128 * round + owner` of the flat uint32 ref `mailbox`.
-        """
-        if self.interpret:
-            round_ = (entry >> window.ROUND_SHIFT) & 0xFF
-            target = first + round_ * LANES + ((entry >> window.LANE_SHIFT) & (LANES - 1))
-            valid = (entry & window.VALID) != 0
-            target = jnp.where(valid, target, jnp.uint32(mailbox.shape[0]))
-            mailbox[...] = mailbox[...].at[target].set(entry, mode="drop")
-            return
-
-        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), LANE_LAYOUT, LANE_LAYOUT))
-        def store(_: Any, mailbox: ir.Value, first: Any, entry: Any) -> None:
-            bits = _scalar(entry.registers.item())
-            valid = arith.trunci(ir.IntegerType.get_signless(1), _field(bits, 15, 1))
-            branch = scf.IfOp(valid)
-            with ir.InsertionPoint(branch.then_block):
-                word = ir.IntegerType.get_signless(32)
-                row = arith.shli(_field(bits, window.ROUND_SHIFT, 0xFF), arith.constant(word, 7))
-                owner = _field(bits, window.LANE_SHIFT, LANES - 1)
-                target = arith.addi(_scalar(first.registers.item()), arith.addi(row, owner))
-                memref.store(bits, mailbox, [_index(target)])
-                scf.yield_([])
-
-        store(mailbox, first, entry)
-
     def patch(
-        self,
-        registers: Sequence[jax.Array],
-        mailbox: Any,
-        first: jax.Array,
-        bias: Sequence[jax.Array],
+        self, registers: Sequence[jax.Array], record: Any, bias: Sequence[jax.Array]
     ) -> list[jax.Array]:
-        """Gives escaped weights their exponents and empties the mailbox.
+        """Gives escaped weights their exponents.
 
         Args:
           registers: 32 words a lane, decoded with digit 0 where a weight escaped.
-          mailbox: flat uint32 ref; lane l's escapes are at `first + l`, `first + 128 + l` and so
-            on, up to a 0.
-          first: where the mail of these registers begins.
+          record: uint32 ref, the escape record, see `window_records`.
           bias: row bases of even and odd registers, as in `window_layout.unpack`.
         """
         if self.interpret:
-            stacked = jnp.stack(registers)
-            number = jnp.arange(len(registers), dtype=jnp.uint32)[:, None]
-            for round_ in range(window.MAX_ROUNDS):
-                place = first + jnp.uint32(round_ * LANES) + self.index()
-                entry = mailbox[...][place]
-                register, mask = _exponent_mask(entry, bias)
-                stacked = jnp.where((number == register) & (entry != 0), stacked ^ mask, stacked)
-                mailbox[...] = mailbox[...].at[place].set(jnp.uint32(0))
-            return list(stacked)
+            place, exponent = window_records.read(record[...])
+            return list(window.patch(jnp.stack(registers), place, exponent))
 
         count = len(registers)
         words = [plgpu.ShapeDtypeStruct((LANES,), jnp.uint32, layout=LANE_LAYOUT)] * count
@@ -227,88 +220,147 @@ class Lanes:
         @plgpu.inline_mgpu(
             arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (count + 3)), return_type=words
         )
-        def apply(_: Any, mailbox: ir.Value, *arrays: Any) -> Any:
+        def apply(_: Any, record: ir.Value, *arrays: Any) -> Any:
             word = ir.IntegerType.get_signless(32)
             zero, one = arith.constant(word, 0), arith.constant(word, 1)
-            position, even, odd, *values = (_scalar(array.registers.item()) for array in arrays)
-            types = [word] * (count + 2)
-            loop = scf.WhileOp(types, [position, zero, *values])
+            number, even, odd, *values = (_scalar(array.registers.item()) for array in arrays)
+            warp, lane = _field(number, 5, 3), _field(number, 0, 31)
+            lower_lanes = arith.subi(arith.shli(one, lane), one)
+            starts = memref.load(record, [_index(arith.constant(word, window_records.WARPS))])
+            first = arith.shrui(starts, arith.shli(warp, arith.constant(word, 3)))
+            state = [memref.load(record, [_index(warp)]), _field(first, 0, 0xFF), *values]
+            types = [word] * len(state)
+            loop = scf.WhileOp(types, state)
             before = ir.Block.create_at_start(loop.before, types)
             with ir.InsertionPoint(before):
-                position, _, *values = before.arguments
-                entry = memref.load(mailbox, [_index(position)])
-                # Warps go on independently: each stops when none of its lanes has mail left.
-                left = mgpu_utils.inline_ptx(
+                bitmap = before.arguments[0]
+                scf.condition(
+                    arith.cmpi(arith.CmpIPredicate.ne, bitmap, zero), list(before.arguments)
+                )
+            after = ir.Block.create_at_start(loop.after, types)
+            with ir.InsertionPoint(after):
+                bitmap, first, *values = after.arguments
+                mine = arith.trunci(ir.IntegerType.get_signless(1), arith.shrui(bitmap, lane))
+                rank = _POPULATION(arith.andi(bitmap, lower_lanes))
+                position = arith.select(mine, arith.addi(first, rank), zero)
+                header = arith.constant(word, window.RECORD_HEADER)
+                both = memref.load(record, [_index(arith.addi(header, _shifted(position, 1)))])
+                entry = arith.shrui(both, arith.shli(_field(position, 0, 1), _four(word)))
+                register = _field(entry, window.REGISTER_SHIFT, 31)
+                parity = arith.cmpi(arith.CmpIPredicate.ne, _field(register, 0, 1), zero)
+                base = arith.select(parity, odd, even)
+                exponent = _shifted(entry, window.EXPONENT_SHIFT - 7)
+                mask = _field(arith.xori(exponent, base), 0, 0x7F80)
+                mask = arith.shli(mask, arith.shli(_field(entry, 0, 1), _four(word)))
+                mask = arith.select(mine, mask, zero)
+                masks = [
+                    arith.select(
+                        arith.cmpi(
+                            arith.CmpIPredicate.eq,
+                            _field(register, 0, _GROUP - 1),
+                            arith.constant(word, place),
+                        ),
+                        mask,
+                        zero,
+                    )
+                    for place in range(_GROUP)
+                ]
+                group = arith.divui(register, arith.constant(word, _GROUP))
+                patched: list[ir.Value] = []
+                for start in range(0, count, _GROUP):
+                    patched += mgpu_utils.inline_ptx(
+                        _PATCH_GROUP % (start // _GROUP),
+                        *values[start : start + _GROUP],
+                        *masks,
+                        group,
+                        result_types=[word] * _GROUP,
+                    )
+                more = arith.select(mine, _field(entry, 0, window.MORE), zero)
+                following = mgpu_utils.inline_ptx(
                     "{ .reg .pred p; setp.ne.u32 p, $1, 0; "
-                    "vote.sync.any.pred p, p, 0xffffffff; selp.u32 $0, 1, 0, p; }",
-                    entry,
+                    "vote.sync.ballot.b32 $0, p, 0xffffffff; }",
+                    more,
                     result_types=word,
                     has_side_effects=True,
                     convergent=True,
                 )
-                more = arith.cmpi(arith.CmpIPredicate.ne, left, zero)
-                scf.condition(more, [position, entry, *values])
-            after = ir.Block.create_at_start(loop.after, types)
-            with ir.InsertionPoint(after):
-                position, entry, *values = after.arguments
-                memref.store(zero, mailbox, [_index(position)])
-                register = _field(entry, window.REGISTER_SHIFT, 31)
-                parity = arith.cmpi(arith.CmpIPredicate.ne, arith.andi(register, one), zero)
-                base = arith.andi(arith.select(parity, odd, even), arith.constant(word, 0x7F80))
-                exponent = arith.shli(
-                    _field(entry, window.EXPONENT_SHIFT, 0xFF), arith.constant(word, 7)
-                )
-                high = arith.shli(_field(entry, 0, 1), arith.constant(word, 4))
-                mask = arith.shli(arith.xori(exponent, base), high)
-                valid = arith.cmpi(arith.CmpIPredicate.ne, entry, zero)
-                mask = arith.select(valid, mask, zero)
-                patched = []
-                for number, value in enumerate(values):
-                    here = arith.cmpi(
-                        arith.CmpIPredicate.eq, register, arith.constant(word, number)
-                    )
-                    patched.append(arith.xori(value, arith.select(here, mask, zero)))
-                following = arith.addi(position, arith.constant(word, LANES))
-                scf.yield_([following, zero, *patched])
+                scf.yield_([following, arith.addi(first, _POPULATION(bitmap)), *patched])
             return [_from_scalar(value) for value in list(loop.results)[2:]]
 
-        return list(apply(mailbox, first + self.index(), *bias, *registers))
+        return list(apply(record, self.index(), *bias, *registers))
 
-    def store_columns(self, out: Any, sums: jax.Array, columns: int) -> None:
-        """Writes the first columns of float32[64, n] sums, transposed, to a [columns, 64] ref."""
+    def store_sum(
+        self, out: Any, received: Any, sums: jax.Array, columns: int, splits: int
+    ) -> None:
+        """Writes the first columns of the cluster's sum, transposed, to a [columns, 64] ref.
+
+        The registers of float32[64, n] sums are dealt to the cluster's CTAs; each adds what it
+        receives in the order of the CTAs, so the sum has the same bits every time. The
+        interpreter writes the CTA's own sums, and leaves adding them to others.
+
+        Args:
+          out: float32[columns, 64] ref in device memory, the same for all of the cluster.
+          received: flat float32 ref in shared memory, `received_size` long.
+          sums: float32[64, n], n a multiple of 8.
+          columns: at most n.
+          splits: CTAs of the cluster.
+        """
         if self.interpret:
             out[...] = sums[:, :columns].T
             return
         layout = plgpu.Layout.WGMMA
+        used = _used_registers(columns)
+        depth = -(-used // splits)
 
-        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), layout, LANE_LAYOUT))
-        def store(_: Any, out: ir.Value, sums: Any, lane: Any) -> None:
-            word = ir.IntegerType.get_signless(32)
+        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), layout, LANE_LAYOUT))
+        def store(_: Any, out: ir.Value, received: ir.Value, sums: Any, lane: Any) -> None:
+            word, float_ = ir.IntegerType.get_signless(32), ir.F32Type.get()
             number = _scalar(lane.registers.item())
-            warp_row = arith.shli(_field(number, 5, 3), arith.constant(word, 4))
-            lane_row = arith.addi(warp_row, _field(number, 2, 7))
-            lane_column = arith.shli(_field(number, 0, 3), arith.constant(word, 1))
-            for position, register in enumerate(sums.registers.flat):
-                group, half = divmod(position, 2)
-                if 8 * group >= columns:
-                    break
-                row = arith.addi(lane_row, arith.constant(word, 8 * half))
-                for offset in range(2):
-                    column = arith.addi(lane_column, arith.constant(word, 8 * group + offset))
-                    inside = arith.cmpi(
-                        arith.CmpIPredicate.ult, column, arith.constant(word, columns)
+            pairs = [_pair(register) for register in list(sums.registers.flat)[:used]]
+            if splits == 1:
+                for position, pair in enumerate(pairs):
+                    _store_pair(out, number, arith.constant(word, position), pair, columns)
+                return
+            rank = _ptx("mov.u32 $0, %cluster_ctarank;")()
+            buffer = llvm.ptrtoint(word, mgpu_utils.memref_ptr(received))
+            here = arith.addi(buffer, arith.shli(number, arith.constant(word, 3)))
+            slot = 8 * LANES
+            mine = arith.addi(here, arith.muli(rank, arith.constant(word, depth * slot)))
+            for position, pair in enumerate(pairs):
+                there = arith.addi(mine, arith.constant(word, position // splits * slot))
+                mgpu_utils.inline_ptx(
+                    "{ .reg .b32 a; "
+                    f"mapa.shared::cluster.u32 a, $0, {position % splits}; "
+                    "st.shared::cluster.v2.f32 [a], {$1, $2}; }",
+                    there,
+                    *pair,
+                    has_side_effects=True,
+                )
+            mgpu_utils.inline_ptx(
+                "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;",
+                has_side_effects=True,
+                convergent=True,
+            )
+            for turn in range(depth):
+                total = [arith.constant(float_, 0.0)] * 2
+                for source in range(splits):
+                    offset = arith.constant(word, (source * depth + turn) * slot)
+                    pair = mgpu_utils.inline_ptx(
+                        "ld.shared.v2.f32 {$0, $1}, [$2];",
+                        arith.addi(here, offset),
+                        result_types=[float_, float_],
+                        has_side_effects=True,
                     )
-                    branch = scf.IfOp(inside)
-                    with ir.InsertionPoint(branch.then_block):
-                        value = vector.extract(
-                            register,
-                            dynamic_position=[],
-                            static_position=ir.DenseI64ArrayAttr.get([offset]),
-                        )
-                        memref.store(value, out, [_index(column), _index(row)])
-                        scf.yield_([])
+                    total = [arith.addf(old, new) for old, new in zip(total, pair, strict=True)]
+                position = arith.addi(rank, arith.constant(word, turn * splits))
+                _store_pair(out, number, position, total, columns)
 
-        store(out, sums, self.index())
+        store(out, received, sums, self.index())
+
+    @staticmethod
+    def received_size(columns: int, splits: int) -> int:
+        """Length of the float32 buffer that `store_sum` needs in each CTA."""
+        return 1 if splits == 1 else -(-_used_registers(columns) // splits) * splits * 2 * LANES
 
     def multiply(self, sums: Any, weights: jax.Array, x: Any, staging: Any) -> None:
         """Starts sums += weights @ x with bf16[64, 128] weights in registers.

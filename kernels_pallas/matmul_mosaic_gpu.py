@@ -1,8 +1,8 @@
 """Fused matmul as a Mosaic GPU kernel: units are decoded on their way to the matrix unit.
 
-Each CTA multiplies one row of units by a slice of K; the slices' sums are added afterwards in
-a fixed order. x is at most 64 rows, padded to a width that wgmma has. Matrices that multiply the
-same x are one launch: a small one alone would leave most of the GPU idle.
+Each CTA multiplies one row of units by a slice of K. The CTAs of one row are a cluster, which adds
+their sums in a fixed order through shared memory. x is at most 64 rows. Matrices that multiply
+the same x are one launch: a small one alone would leave most of the GPU idle.
 """
 
 import dataclasses
@@ -16,13 +16,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
-from kernels_pallas.lanes import SWIZZLE_TRANSFORMS, Lanes
-from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
-from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream
+from kernels_pallas import tuning
+from kernels_pallas.lanes import SWIZZLE_COLUMNS, SWIZZLE_TRANSFORMS, Lanes
+from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
+from kernels_pallas.unit_stream import UnitStream
 from kernels_pallas.unit_walk import UnitWalk
 
 MAX_ROWS = 64
 ROW_STEPS = (8, 16, 32, 64)
+SPLITS = (1, 2, 4, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class MatmulConfig:
     """How the work is cut.
 
     Attributes:
-      splits: slices of K, each a CTA; divides the units across.
+      splits: slices of K, each a CTA of a cluster of at most 8.
       stages: units in flight in each CTA.
     """
 
@@ -38,13 +40,30 @@ class MatmulConfig:
     stages: int
 
 
-def choose_config(units_down: int, units_across: int) -> MatmulConfig:
-    """A split that gives every SM eight CTAs where it can."""
-    wanted = -(-8 * SMS // units_down)
-    divisors = [d for d in range(1, units_across + 1) if units_across % d == 0]
-    fitting = [d for d in divisors if units_across // d <= 2 * MAX_TILES_ACROSS]
-    splits = next((d for d in fitting if d >= wanted), fitting[-1])
-    return MatmulConfig(splits, stages=2)
+def choose_config(units_down: int, units_across: int, batch: int) -> MatmulConfig:
+    """What was measured to be fastest on this device, or else a sane guess.
+
+    The guess is as many slices as a cluster has CTAs, of two units at least.
+    """
+    tuned = tuning.settings("matmul", units_down, units_across, batch)
+    if tuned is not None:
+        return MatmulConfig(tuned["splits"], tuned["stages"])
+    return MatmulConfig(max(_fitting(units_across)), stages=2)
+
+
+def candidates(units_down: int, units_across: int, batch: int) -> list[MatmulConfig]:
+    """Settings worth measuring."""
+    del units_down, batch
+    return [
+        MatmulConfig(splits, stages)
+        for splits in _fitting(units_across)[-2:]
+        for stages in (2, 3)
+        if stages <= units_across // splits
+    ]
+
+
+def _fitting(units_across: int) -> list[int]:
+    return [splits for splits in SPLITS if splits == 1 or 2 * splits <= units_across]
 
 
 def matmul(
@@ -63,7 +82,7 @@ def matmul(
     """
     units_down = sum(t.unit_grid[0] for t in matrices)
     units_across = matrices[0].unit_grid[1]
-    config = config or choose_config(units_down, units_across)
+    config = config or choose_config(units_down, units_across, x.shape[0])
     stages = min(config.stages, units_across // config.splits)
     together = [list(matrices)]
     if not UnitStream.fit_together(matrices):
@@ -91,34 +110,47 @@ def _multiply(
 ) -> tuple[jax.Array, Residency | None]:
     """float32[N, rows of all the stream's units], and the residency afterwards."""
     rows = next(step for step in ROW_STEPS if step >= x.shape[0])
-    steps, interpret = stream.units_across // splits, stream.lanes.interpret
+    interpret = stream.lanes.interpret
+    least, longer = divmod(stream.units_across, splits)
     operands = stream.operands(sources, residency, first_tile)
     names = tuple(operands)
-    padding = stream.units_across * UNIT_COLUMNS - x.shape[1]
-    x_padded = jnp.pad(x, ((0, rows - x.shape[0]), (0, padding)))
+    padding = -x.shape[1] % UNIT_COLUMNS
+    # One row needs no padding: what is beside it in shared memory gives sums that nobody stores.
+    single = x.shape[0] == 1 and not padding and not interpret
+    x_padded = x if single else jnp.pad(x, ((0, rows - x.shape[0]), (0, padding)))
 
-    def body(*refs: Any, barriers: Any, x_buffer: Any, **scratch: Any) -> None:
+    def body(*refs: Any, barriers: Any, x_buffer: Any, received: Any, **scratch: Any) -> None:
         bound = dict(zip((*names, "x", "out"), refs, strict=True)) | scratch
         row, split = jax.lax.axis_index("row"), jax.lax.axis_index("split")
-        first_unit = split * steps
-        walk = UnitWalk.start(stream, bound, row, first_unit, steps)
+        first_unit = split * least + jnp.minimum(split, longer)
+        steps = least + (split < longer).astype(jnp.int32) if longer else least
+        walk = UnitWalk.start(stream, bound, row, first_unit)
+
+        def fetch_x(unit: Any, stage: Any) -> None:
+            if not single:
+                columns = pl.ds(unit * UNIT_COLUMNS, UNIT_COLUMNS)
+                x_unit = x_buffer.at[stage]
+                plgpu.copy_gmem_to_smem(bound["x"].at[:, columns], x_unit, barriers.at[stage])
+                return
+            for half in range(UNIT_COLUMNS // SWIZZLE_COLUMNS):
+                columns = pl.ds(unit * UNIT_COLUMNS + half * SWIZZLE_COLUMNS, SWIZZLE_COLUMNS)
+                # Swizzling leaves the first row of a tile as it is.
+                first_row = x_buffer.ref.at[stage, 0, half, 0]
+                plgpu.copy_gmem_to_smem(bound["x"].at[0, columns], first_row, barriers.at[stage])
 
         def fetch(step: Any, stage: Any) -> None:
-            columns = pl.ds((first_unit + step) * UNIT_COLUMNS, UNIT_COLUMNS)
-            barrier = barriers.at[stage]
-            plgpu.copy_gmem_to_smem(bound["x"].at[:, columns], x_buffer.at[stage], barrier)
-            walk.fetch(step, stage, barrier)
+            fetch_x(first_unit + step, stage)
+            walk.fetch(step, stage, barriers.at[stage])
 
         for stage in range(stream.stages):
             fetch(jnp.int32(stage), stage)
-        walk, next_escapes = walk.prepare()
+        walk = walk.prepare()
 
         def accumulate(sums: Any) -> jax.Array:
-            def multiply(step: jax.Array, escapes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            def multiply(step: jax.Array, carry: None) -> None:
+                del carry
                 stage = jax.lax.rem(step, stream.stages)
-                walk.deliver(step + 1, escapes)
                 plgpu.barrier_wait(barriers.at[stage])
-                escapes = walk.next_escapes(step + 2)
                 x_unit = x_buffer.at[stage].transpose((1, 0))
                 if stream.width is None:
                     plgpu.wgmma(sums, bound["units"].at[stage], x_unit)
@@ -127,37 +159,50 @@ def _multiply(
                     stream.lanes.multiply(sums, walk.unit(step, stage), x_unit, staging)
                 walk.record(step)
                 plgpu.wgmma_wait(0)
-                # Every lane has read the stage's buffers and delivered the next step's escapes.
+                # Every lane has read the stage's buffers.
                 plgpu.commit_smem()
 
                 @pl.when(step + stream.stages < steps)
                 def _() -> None:
                     fetch(step + stream.stages, stage)
 
-                return escapes
-
-            jax.lax.fori_loop(0, steps, multiply, next_escapes)
+            jax.lax.fori_loop(0, steps, multiply, None)
             return sums[...]
 
         sums = pl.run_scoped(accumulate, plgpu.ACC((UNIT_ROWS, rows), jnp.float32))
-        here = bound["out"].at[split, :, pl.ds(row * UNIT_ROWS, UNIT_ROWS)]
-        stream.lanes.store_columns(here, sums, x.shape[0])
+        here = bound["out"].at[:, pl.ds(row * UNIT_ROWS, UNIT_ROWS)]
+        if interpret:
+            here = bound["out"].at[split, :, pl.ds(row * UNIT_ROWS, UNIT_ROWS)]
+        stream.lanes.store_sum(here, received, sums, x.shape[0], splits)
 
+    copies_of_x = UNIT_COLUMNS // SWIZZLE_COLUMNS if single else 1
     scratch = stream.scratch(staged=False) | {
         "x_buffer": plgpu.SMEM(
             (stream.stages, rows, UNIT_COLUMNS), jnp.bfloat16, transforms=SWIZZLE_TRANSFORMS
         ),
-        "barriers": plgpu.Barrier(num_arrivals=2, num_barriers=stream.stages),
+        "received": plgpu.SMEM((stream.lanes.received_size(x.shape[0], splits),), jnp.float32),
+        "barriers": plgpu.Barrier(
+            num_arrivals=copies_of_x + UnitWalk.arrivals(stream), num_barriers=stream.stages
+        ),
     }
-    out_rows = stream.units_down * UNIT_ROWS
+    shape: tuple[int, ...] = (x.shape[0], stream.units_down * UNIT_ROWS)
+    # The interpreter does not add up: its CTAs are on their own.
+    mesh: dict[str, Any] = {
+        "grid": (stream.units_down,),
+        "grid_names": ("row",),
+        "cluster": (splits,),
+        "cluster_names": ("split",),
+    }
+    if interpret:
+        mesh = {"grid": (stream.units_down, splits), "grid_names": ("row", "split")}
+        shape = (splits, *shape)
     kernel = plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((splits, x.shape[0], out_rows), jnp.float32),
-        grid=(stream.units_down, splits),
-        grid_names=("row", "split"),
+        out_type=jax.ShapeDtypeStruct(shape, jnp.float32),
         scratch_types=scratch,
         compiler_params=LANE_SEMANTICS,
         interpret=interpreter(interpret),
+        **mesh,
     )
-    partial_sums = kernel(*operands.values(), x_padded)
-    return partial_sums.sum(axis=0), stream.residency(residency, operands)
+    y = kernel(*operands.values(), x_padded)
+    return (y.sum(axis=0) if interpret else y), stream.residency(residency, operands)

@@ -18,7 +18,7 @@ def _untile(blocks: jax.Array, t: TiledMatrix) -> jax.Array:
 
 
 # What differs between matrices of one shape in one pool. As data it lets them be compiled once.
-_OFFSETS = ("first_tile", "first_row", "first_slot", "first_entry", "first_verbatim")
+_OFFSETS = ("first_tile", "first_row", "first_slot", "first_verbatim")
 
 
 def decode(

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from codecjax.codecs import window, window_layout
+from codecjax.codecs import window_layout
 from codecjax.codecs.window_pool import place_of, verbatim_tiles
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Place, Residency, TiledMatrix
 from kernels_pallas.lanes import LANES, SWIZZLE_TRANSFORMS, Lanes
 
 MAX_TILES_ACROSS = LANES
-# Words of one unit's mail; the row after the last round stays 0 and ends the reading.
-MAILBOX = (window.MAX_ROUNDS + 1) * LANES
+# What is copied to shared memory has a multiple of so many words.
+COPIED_WORDS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ class UnitStream:
       units_down, units_across: units of all matrices together.
       tile: rows and columns of a tile.
       width: the window codec's width; None for dense matrices.
+      record: words of an escape record; None for dense matrices.
       counted: whether decoded units are recorded.
       paged: whether tiles may be resident.
       stages: buffers in flight.
@@ -63,6 +64,7 @@ class UnitStream:
     units_across: int
     tile: tuple[int, int]
     width: int | None
+    record: int | None
     counted: bool
     paged: bool
     stages: int
@@ -71,7 +73,10 @@ class UnitStream:
     @staticmethod
     def fit_together(matrices: Sequence[TiledMatrix]) -> bool:
         """Whether one kernel can have all of these matrices."""
-        kinds = {(t.shape[1], t.tile, t.is_dense, t.options) for t in matrices}
+        kinds = {
+            (t.shape[1], t.tile, t.options, None if t.is_dense else t.arrays["escapes"].shape[-1])
+            for t in matrices
+        }
         return len(kinds) == 1
 
     @classmethod
@@ -104,6 +109,7 @@ class UnitStream:
             units_across=first.unit_grid[1],
             tile=first.tile,
             width=None if first.is_dense else first.options_dict["width"],
+            record=None if first.is_dense else first.arrays["escapes"].shape[-1],
             counted=counted,
             paged=counted and residency is not None and residency.pages is not None,
             stages=stages,
@@ -117,11 +123,6 @@ class UnitStream:
         return any(part.verbatim for part in self.parts)
 
     @property
-    def capacity(self) -> int:
-        """Length of the longest escape list."""
-        return max(0 if part.place is None else part.place.capacity for part in self.parts)
-
-    @property
     def tiles_across(self) -> int:
         return self.units_across * UNIT_COLUMNS // self.tile[1]
 
@@ -129,6 +130,17 @@ class UnitStream:
     def buffered(self) -> bool:
         """Whether units of a compressed matrix may come from pages or verbatim tiles."""
         return self.paged or self.verbatim
+
+    @property
+    def copied_record(self) -> int:
+        """Words that are copied of an escape record and, to make up the number, after it.
+
+        The copy engine takes what is beyond an array for 0; the interpreter would not.
+        """
+        assert self.record is not None
+        if self.lanes.interpret:
+            return self.record
+        return -(-self.record // COPIED_WORDS) * COPIED_WORDS
 
     def operands(
         self,
@@ -154,6 +166,7 @@ class UnitStream:
             verbatim = any(part.verbatim for part in self.parts if part.source == index)
             names = ("words", "escapes", "base", *(("slot", "verbatim") if verbatim else ()))
             arrays |= {f"{name}.{index}": source[name] for name in names}
+            arrays[f"escapes.{index}"] = source["escapes"].reshape(-1)
         if self.counted:
             assert residency is not None
             arrays |= {
@@ -175,7 +188,7 @@ class UnitStream:
         return Residency(pages, before.page_table, jax.freeze(operands["decoded"]))
 
     def scratch(self, staged: bool) -> dict[str, Any]:
-        """Shared memory: units and words in flight, mail for the lanes, and where each tile is.
+        """Shared memory: units, words and records in flight, and where each tile is.
 
         Args:
           staged: whether the kernel puts decoded units into shared memory too.
@@ -187,7 +200,8 @@ class UnitStream:
         if self.width is not None:
             words = (self.stages, window_layout.WORDS[self.width], LANES)
             scratch["words_in_flight"] = plgpu.SMEM(words, jnp.uint32)
-            scratch["mailbox"] = plgpu.SMEM((2 * MAILBOX,), jnp.uint32)
+            records = (self.stages, self.copied_record)
+            scratch["records_in_flight"] = plgpu.SMEM(records, jnp.uint32)
         if self.paged:
             scratch["entries"] = plgpu.SMEM((LANES,), jnp.uint32)
         if self.verbatim:

@@ -2,11 +2,10 @@
 
 A CTA (one warpgroup) walks along K through one row of 64 x 128 units of one matrix. For each unit
 it looks up where the tile is: in a page, verbatim, or compressed. Pages and verbatim tiles are
-copied into the unit's buffer as they are. Compressed words are copied to their own buffer and
-decoded in registers. A unit's escapes are a list in no lane's order, so each lane reads some
-entries ahead of time and delivers them through a mailbox in shared memory to the lanes that hold
-the weights; those patch their registers. Whatever the source, the same bits end in the same
-registers, so what follows cannot tell.
+copied into the unit's buffer as they are. Compressed words and escape records are copied to
+buffers of their own; words are decoded in registers, which each lane then patches with its
+escapes. Whatever the source, the same bits end in the same registers, so what follows cannot
+tell.
 """
 
 import dataclasses
@@ -21,8 +20,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.codecs import window_layout
 from codecjax.tiles import DECODE, UNIT_COLUMNS, UNIT_ROWS
-from kernels_pallas.lanes import LANE_LAYOUT, LANES
-from kernels_pallas.unit_stream import MAILBOX, UnitStream
+from kernels_pallas.lanes import LANE_LAYOUT
+from kernels_pallas.unit_stream import UnitStream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,6 @@ class UnitWalk:
       part: place of the CTA's matrix among them.
       row: unit row in that matrix.
       first_unit: unit column where the walk starts.
-      steps: units that the walk visits.
       bias: row bases of the lane's two rows, as `window_layout.unpack` wants them.
     """
 
@@ -44,7 +42,6 @@ class UnitWalk:
     part: jax.Array
     row: jax.Array
     first_unit: jax.Array
-    steps: int
     bias: tuple[jax.Array, ...]
 
     @classmethod
@@ -54,18 +51,17 @@ class UnitWalk:
         refs: dict[str, Any],
         row: jax.Array,
         first_unit: jax.Array,
-        steps: int,
     ) -> "UnitWalk":
         """Looks up what `fetch` must know; `prepare` does the rest while copies are under way.
 
         Args:
-          stream, refs, first_unit, steps: see the attributes.
+          stream, refs, first_unit: see the attributes.
           row: unit row among those of all matrices.
         """
         part = jnp.int32(0)
         for other in stream.parts[1:]:
             part += (row >= other.first_row).astype(jnp.int32)
-        walk = cls(stream, refs, part, row, first_unit, steps, ())
+        walk = cls(stream, refs, part, row, first_unit, ())
         walk = dataclasses.replace(walk, row=row - walk._of_part("first_row"))
         if stream.buffered:
             lanes = stream.lanes
@@ -138,26 +134,19 @@ class UnitWalk:
         here = self._of_part("source") == first
         return jax.lax.cond(here, made, lambda: self._choose(make, first + 1))
 
-    def prepare(self) -> tuple["UnitWalk", tuple[jax.Array, ...]]:
-        """The walk with its row bases, mail for step 0 delivered, and the escapes of step 1."""
-        stream, refs = self.stream, self.refs
+    def prepare(self) -> "UnitWalk":
+        """The walk with its row bases."""
+        stream = self.stream
         if stream.width is None:
-            return self, ()
-        lanes = stream.lanes
-        first, second = self.load_escapes(jnp.int32(0)), self.next_escapes(jnp.int32(1))
-        lane = lanes.index()
+            return self
+        lane = stream.lanes.index()
         row = self.row * UNIT_ROWS + self._of_place("first_row") * stream.tile[0]
         matrix_row = row.astype(jnp.uint32) + (lane >> 5) * 16 + ((lane >> 2) & 7)
         spread = jnp.uint32(1 << 7 | 1 << 23)
         bias = tuple(
             self._gather("base", matrix_row + jnp.uint32(8 * half)) * spread for half in range(2)
         )
-        lanes.clear(refs["mailbox"])
-        plgpu.commit_smem()
-        walk = dataclasses.replace(self, bias=bias)
-        walk.deliver(jnp.int32(0), first)
-        plgpu.commit_smem()
-        return walk, second
+        return dataclasses.replace(self, bias=bias)
 
     def _where(self, step: jax.Array) -> dict[str, jax.Array]:
         """Tile, place in the tile, page-table entry and slot of the step's unit."""
@@ -191,8 +180,13 @@ class UnitWalk:
         """Decorator: run where the unit is compressed and not resident."""
         return pl.when(self._decoding(where)) if self.stream.buffered else lambda body: body()
 
+    @staticmethod
+    def arrivals(stream: UnitStream) -> int:
+        """How often `fetch` arrives at the barrier."""
+        return 1 if stream.width is None else 2
+
     def fetch(self, step: jax.Array, stage: jax.Array, barrier: Any) -> None:
-        """Starts the copy of a step's unit into the buffers of `stage`; one arrival."""
+        """Starts the copy of a step's unit into the buffers of `stage`; `arrivals` arrivals."""
         stream, refs, where = self.stream, self.refs, self._where(step)
         unit_buffer = refs["units"].at[stage] if "units" in refs else None
         rows = pl.ds(where["down"] * UNIT_ROWS, UNIT_ROWS)
@@ -209,13 +203,22 @@ class UnitWalk:
             return
 
         def copy_words(source: int) -> None:
-            array = refs[f"words.{source}"].at[where["slot"], where["down"], where["across"]]
-            plgpu.copy_gmem_to_smem(array, refs["words_in_flight"].at[stage], barrier)
+            words = refs[f"words.{source}"].at[where["slot"], where["down"], where["across"]]
+            plgpu.copy_gmem_to_smem(words, refs["words_in_flight"].at[stage], barrier)
+            down, across = stream.tile[0] // UNIT_ROWS, stream.tile[1] // UNIT_COLUMNS
+            unit = (where["slot"] * down + where["down"]) * across + where["across"]
+            record = pl.ds(unit * stream.record, stream.copied_record)
+            records = refs[f"escapes.{source}"].at[record]
+            plgpu.copy_gmem_to_smem(records, refs["records_in_flight"].at[stage], barrier)
+
+        def copy_unit(array: Any) -> None:
+            plgpu.copy_gmem_to_smem(array, unit_buffer, barrier)
+            # There is no record to come.
+            plgpu.barrier_arrive(barrier)
 
         def copy_verbatim(source: int) -> None:
             if f"verbatim.{source}" in refs:
-                array = refs[f"verbatim.{source}"].at[-where["slot"] - 1, rows, columns]
-                plgpu.copy_gmem_to_smem(array, unit_buffer, barrier)
+                copy_unit(refs[f"verbatim.{source}"].at[-where["slot"] - 1, rows, columns])
 
         @self._when_decoding(where)
         def _copy_words() -> None:
@@ -225,8 +228,7 @@ class UnitWalk:
 
             @pl.when(where["entry"] >= 0)
             def _copy_page() -> None:
-                source = refs["pages"].at[where["entry"], rows, columns]
-                plgpu.copy_gmem_to_smem(source, unit_buffer, barrier)
+                copy_unit(refs["pages"].at[where["entry"], rows, columns])
 
         if stream.verbatim:
 
@@ -234,48 +236,7 @@ class UnitWalk:
             def _copy_verbatim() -> None:
                 self._per_source(copy_verbatim)
 
-    def load_escapes(self, step: jax.Array) -> tuple[jax.Array, ...]:
-        """The step's escape list, a few entries a lane; loaded ahead to hide the latency.
-
-        Steps beyond the last have that one's list.
-        """
-        stream = self.stream
-        if stream.width is None:
-            return ()
-        where, lane = self._where(jnp.minimum(step, self.steps - 1)), stream.lanes.index()
-        down, across = stream.tile[0] // UNIT_ROWS, stream.tile[1] // UNIT_COLUMNS
-        slot = jnp.maximum(where["slot"] - self._of_place("first_slot"), 0)
-        listed = (slot * down + where["down"]) * across + where["across"]
-        capacity = self._of_place("capacity").astype(jnp.uint32)
-        first = listed.astype(jnp.uint32) * capacity
-        first += self._of_place("first_entry").astype(jnp.uint32)
-        # A list that is not needed is read as if it were empty.
-        length = capacity
-        if stream.buffered:
-            length = jnp.where(self._decoding(where), length, jnp.uint32(0))
-        entries = []
-        for offset in range(0, stream.capacity, LANES):
-            position = lane + jnp.uint32(offset)
-            entry = self._gather("escapes", first + jnp.minimum(position, capacity - 1))
-            entry = jnp.where(position < length, entry, jnp.uint32(0))
-            entries.append(plgpu.layout_cast(entry, LANE_LAYOUT))
-        return tuple(entries)
-
-    def next_escapes(self, step: jax.Array) -> tuple[jax.Array, ...]:
-        """`load_escapes` of a step after the first; nothing where there is only one."""
-        return self.load_escapes(step) if self.steps > 1 else ()
-
-    def _mail(self, step: jax.Array) -> jax.Array:
-        """Where in the mailbox the step's mail begins, for each lane; two steps take turns."""
-        first = jax.lax.rem(step, 2).astype(jnp.uint32) * jnp.uint32(MAILBOX)
-        return self.stream.lanes.index() * jnp.uint32(0) + first
-
-    def deliver(self, step: jax.Array, escapes: tuple[jax.Array, ...]) -> None:
-        """Delivers the step's escapes; `decoded` may be called after the next barrier."""
-        for entry in escapes:
-            self.stream.lanes.deliver(self.refs["mailbox"], self._mail(step), entry)
-
-    def decoded(self, step: jax.Array, stage: jax.Array) -> jax.Array:
+    def decoded(self, stage: jax.Array) -> jax.Array:
         """bf16[64, 128] in registers, decoded from the words of a stage."""
         stream, refs = self.stream, self.refs
         assert stream.width is not None
@@ -285,17 +246,18 @@ class UnitWalk:
             for i in range(window_layout.WORDS[stream.width])
         ]
         registers = window_layout.unpack(words, self.bias, stream.width, lanes.spread, lanes.merge)
-        registers = lanes.patch(registers, refs["mailbox"], self._mail(step), self.bias)
+        record = refs["records_in_flight"].at[stage]
+        registers = lanes.patch(registers, record, self.bias)
         return lanes.assemble(registers)
 
     def unit(self, step: jax.Array, stage: jax.Array) -> jax.Array:
         """bf16[64, 128] in registers, wherever the unit came from; fills its page if told."""
         if not self.stream.buffered:
-            return self.decoded(step, stage)
+            return self.decoded(stage)
         where, buffer = self._where(step), self.refs["units"].at[stage]
 
         def decode() -> jax.Array:
-            return plgpu.layout_cast(self.decoded(step, stage), plgpu.Layout.WGMMA)
+            return plgpu.layout_cast(self.decoded(stage), plgpu.Layout.WGMMA)
 
         def read() -> jax.Array:
             return plgpu.load(buffer, layout=plgpu.Layout.WGMMA)
@@ -318,7 +280,7 @@ class UnitWalk:
 
         @self._when_decoding(self._where(step))
         def _() -> None:
-            self.refs["units"].at[stage][...] = self.decoded(step, stage)
+            self.refs["units"].at[stage][...] = self.decoded(stage)
             plgpu.commit_smem()
             if self.stream.paged:
                 self.fill(step, stage)

@@ -2,15 +2,13 @@
 
 A weight is a sign-and-mantissa byte and a digit that says which of `width` neighbouring
 exponents it has, counted from its row's base (the window that covers most of the row). A
-weight outside the window is an *escape*: its exponent stands on its unit's escape list, with
-the lane, register and half that hold the weight, and a round that numbers the escapes of one
-lane. Bits are laid out as `window_layout` says.
+weight outside the window is an *escape*: its digit is 0 and its exponent stands in its unit's
+escape *record*. Bits are laid out as `window_layout` and `window_records` say.
 
 Arrays, for C compressed and V verbatim tiles (C + V = T), tiles of R x Q units:
 
     words     uint32[C, R, Q, WORDS[width], 128]
-    escapes   uint32[C, R, Q, capacity]   exponent << 24 | round << 16 | 1 << 15 | lane << 6
-                                          | register << 1 | half; unused entries are 0
+    escapes   uint32[C, R, Q, RECORD]     one record a unit, multiples of RECORD_STEP[width]
     base      uint8[tile rows of the grid, rows of a tile]   exponent of digit 0
 
 and, only where V > 0 (else tile t is compressed tile t):
@@ -25,176 +23,153 @@ A matrix that this would expand (few rows, random exponents) is stored as the si
 """
 
 import functools
-import math
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from codecjax.codecs import window_layout, window_pool
-from codecjax.codecs.window_pool import place_of, tile_escapes, verbatim_tiles
+from codecjax.codecs import window_layout, window_pool, window_records
+from codecjax.codecs.window_bases import row_bases
+from codecjax.codecs.window_pool import place_of, verbatim_tiles
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, TiledMatrix, page_bytes, units_per_tile
 
-VERSION = 2
+VERSION = 3
 OPTIONS = {"width": 11}
 CHOICES = {"width": tuple(window_layout.WORDS)}
 pooled = window_pool.pooled
 
-EXPONENT_SHIFT = 24
-ROUND_SHIFT = 16
-VALID = 1 << 15
-LANE_SHIFT = 6
-REGISTER_SHIFT = 1
-# Escapes of one lane that a kernel has room for; a tile with more is stored verbatim.
-MAX_ROUNDS = 8
-# Matrices of one shape differ a little in their longest list. Kernels are compiled for one
-# capacity, so few different ones are wanted: capacities are multiples of what hardly any unit
-# of Gaussian rows exceeds (width 8 has 107 escapes a unit in the mean, 11 has 16, 16 has 0.5).
-CAPACITY_STEP = {8: 40, 11: 40, 16: 8}
+RECORD_HEADER = window_records.RECORD_HEADER
+RECORD_STEP = window_records.RECORD_STEP
+REGISTER_SHIFT = window_records.REGISTER_SHIFT
+MORE = window_records.MORE
+EXPONENT_SHIFT = window_records.EXPONENT_SHIFT
+
+# Weights that are packed at a time: few temporaries, and enough to keep a GPU busy.
+_WEIGHTS_AT_ONCE = 1 << 24
+# What a matrix may cost more so that no tile of it is verbatim: kernels are then faster.
+_MOST_EXTRA = 1.01
 
 
-def _exponent(bits: jax.Array) -> jax.Array:
-    return (bits >> 7) & 0xFF
-
-
-def _blocks(w: jax.Array, tile: tuple[int, int]) -> jax.Array:
-    """bf16[OUT, K] -> int32 bit patterns [grid rows, rows, padded K], padded with -1."""
-    out, k = w.shape
-    rows, columns = tile
-    bits = jax.lax.bitcast_convert_type(w, jnp.uint16).astype(jnp.int32)
-    padded = jnp.pad(bits, ((0, -out % rows), (0, -k % columns)), constant_values=-1)
-    return padded.reshape(-1, rows, padded.shape[1])
-
-
-def _digits(bits: jax.Array, base: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
-    """Digits of int32[rows, columns] and which weights escape; padding has digit 0."""
-    digit = _exponent(bits) - base[:, None]
-    padding = bits < 0
-    escaped = ((digit < 0) | (digit >= width)) & ~padding
-    return jnp.where(escaped | padding, 0, digit), escaped
-
-
-def _row_bases(bits: jax.Array, width: int) -> jax.Array:
-    """int32[rows]: first exponent of the window that covers most of each row."""
-
-    def histogram(row: jax.Array) -> jax.Array:
-        bins = jnp.where(row < 0, 256, _exponent(row))
-        return jnp.zeros(257, jnp.int32).at[bins].add(1)[:256]
-
-    total = jnp.cumsum(jax.vmap(histogram)(bits), axis=1)
-    total = jnp.pad(total, ((0, 0), (1, 0)))
-    return jnp.argmax(total[:, width:] - total[:, :-width], axis=1).astype(jnp.int32)
-
-
-def _tile_maximum(units: jax.Array, across: int) -> jax.Array:
-    """[units down, units across] of one tile row -> the maximum in each tile."""
-    return units.reshape(units.shape[0], -1, across).max(axis=(0, 2))
+def _with_digits(bits: jax.Array, base: jax.Array, columns: int, width: int) -> jax.Array:
+    """Bit patterns uint16[rows, K] with digits for exponents, and 0 beyond `columns` columns."""
+    digit = ((bits >> 7) & 0xFF) - base[:, None].astype(jnp.uint16)
+    digit = jnp.where(digit < width, digit, window_layout.ESCAPED)
+    stored = (bits & 0x807F) | (digit << 7)
+    if columns != bits.shape[1]:
+        stored = jnp.where(jnp.arange(bits.shape[1]) < columns, stored, jnp.uint16(0))
+    return stored
 
 
 @functools.partial(jax.jit, static_argnames=("tile", "width"))
-def _survey(
-    w: jax.Array, tile: tuple[int, int], width: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Row bases uint8[grid rows, rows]; longest list and most rounds of each tile, int32[T]."""
-    across = tile[1] // UNIT_COLUMNS
-
-    def tile_row(bits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        base = _row_bases(bits, width)
-        _, escaped = _digits(bits, base, width)
-        of_lane = window_layout.fragment_order(escaped).sum(axis=(2, 4))
-        longest = _tile_maximum(of_lane.sum(axis=-1), across)
-        rounds = _tile_maximum(of_lane.max(axis=-1), across)
-        return base.astype(jnp.uint8), longest, rounds
-
-    base, longest, rounds = jax.lax.map(tile_row, _blocks(w, tile))
-    return base, longest.reshape(-1), rounds.reshape(-1)
-
-
-def _compact(exponents: jax.Array, escaped: jax.Array, capacity: int) -> jax.Array:
-    """Escape lists uint32[units down, units across, capacity] of fragments [..., 32, 128, 2]."""
-    rounds = jnp.cumsum(jnp.swapaxes(escaped, 2, 3).reshape(*escaped.shape[:2], 128, 64), axis=-1)
-    rounds = jnp.swapaxes(rounds.reshape(*escaped.shape[:2], 128, 32, 2), 2, 3) - 1
-    position = jnp.arange(escaped[0, 0].size, dtype=jnp.uint32).reshape(escaped.shape[2:])
-    register, lane, half = position >> 8, (position >> 1) & 127, position & 1
-    place = (lane << LANE_SHIFT) | (register << REGISTER_SHIFT) | half | jnp.uint32(VALID)
-    entries = (exponents << EXPONENT_SHIFT) | (rounds.astype(jnp.uint32) << ROUND_SHIFT) | place
-    flat = (*escaped.shape[:2], position.size)
-    rank = jnp.cumsum(escaped.reshape(flat), axis=-1) - 1
-    rank = jnp.where(escaped.reshape(flat), rank, capacity)
-
-    def scatter(rank: jax.Array, entry: jax.Array) -> jax.Array:
-        return jnp.zeros(capacity, jnp.uint32).at[rank].set(entry, mode="drop")
-
-    return jax.vmap(jax.vmap(scatter))(rank, entries.reshape(flat))
-
-
-@functools.partial(jax.jit, static_argnames=("tile", "width", "capacity"))
 def _pack(
-    w: jax.Array, base: jax.Array, tile: tuple[int, int], width: int, capacity: int
-) -> tuple[jax.Array, jax.Array]:
-    """Words and escape lists of every tile, [T, R, Q, ...]."""
-    down, across = tile[0] // UNIT_ROWS, tile[1] // UNIT_COLUMNS
+    w: jax.Array, tile: tuple[int, int], width: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Encodes all but the records.
 
-    def tile_row(block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        bits, row_base = block
-        digits, escaped = _digits(bits, row_base.astype(jnp.int32), width)
-        sign_mantissa = jnp.where(bits < 0, 0, ((bits >> 8) & 0x80) | (bits & 0x7F))
-        words = window_layout.pack(
-            window_layout.fragment_order(sign_mantissa.astype(jnp.uint32)),
-            window_layout.fragment_order(digits.astype(jnp.uint32)),
-            width,
-        )
-        escapes = _compact(
-            window_layout.fragment_order(_exponent(bits).astype(jnp.uint32)),
-            window_layout.fragment_order(escaped),
-            capacity,
-        )
-        return words, escapes
-
-    words, escapes = jax.lax.map(tile_row, (_blocks(w, tile), base))
-
-    def by_tile(units: jax.Array) -> jax.Array:
-        grid_rows, _, units_across = units.shape[:3]
-        tiles_across = units_across // across
-        split = units.reshape(grid_rows, down, tiles_across, across, *units.shape[3:])
-        return jnp.swapaxes(split, 1, 2).reshape(-1, down, across, *units.shape[3:])
-
-    return by_tile(words), by_tile(escapes)
-
-
-def _tile_bytes(capacity: int, tile: tuple[int, int], width: int) -> int:
-    return units_per_tile(tile) * 4 * (window_layout.WORDS[width] * window_layout.LANES + capacity)
-
-
-def _choose_capacity(longest: np.ndarray, tile: tuple[int, int], width: int) -> tuple[int, int]:
-    """Escape capacity with the fewest bytes in all, and those bytes.
-
-    Tiles whose longest list exceeds the capacity are stored verbatim.
+    Returns:
+      words: uint32[T, R, Q, WORDS[width], 128].
+      flags: uint32[T, R, Q, 2, 128], as `window_records.write` wants them.
+      base: uint8[tile rows, rows].
+      longest: int32[T], escapes of the unit of each tile that has most.
     """
-    step = CAPACITY_STEP[width]
-    steps = -(-longest // step) * step
-    best = (0, math.inf)
-    for capacity in np.unique(np.maximum(steps, step)):
-        compressed = int(np.sum(longest <= capacity))
-        total = compressed * _tile_bytes(int(capacity), tile, width)
-        total += (longest.size - compressed) * page_bytes(tile)
-        if total < best[1]:
-            best = (int(capacity), total)
-    return int(best[0]), int(best[1])
+    rows, columns = tile
+    padded = jnp.pad(w, ((0, -w.shape[0] % rows), (0, -w.shape[1] % columns)))
+    tile_rows = padded.shape[0] // rows
+    at_once = min(tile_rows, max(1, _WEIGHTS_AT_ONCE // (rows * padded.shape[1])))
+
+    def part(first: jax.Array | int) -> tuple[jax.Array, ...]:
+        block = jax.lax.dynamic_slice_in_dim(padded, first * rows, at_once * rows)
+        bits = jax.lax.bitcast_convert_type(block, jnp.uint16)
+        base = row_bases(bits, w.shape[1], width)
+        stored = _with_digits(bits, base, w.shape[1], width)
+        # The barrier has them put in order once, not again for each of their uses.
+        registers = jax.lax.optimization_barrier(window_layout.fragment_order(stored, tile))
+        words = window_layout.pack(registers, width)
+        flags = window_layout.escape_flags(registers)
+        return words, flags, base.astype(jnp.uint8).reshape(at_once, rows)
+
+    def put_part(number: jax.Array, whole: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        # The last part may begin among the rows of the one before it.
+        first = jnp.minimum(number * at_once, tile_rows - at_once)
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(array, piece, first, axis=0)
+            for array, piece in zip(whole, part(first), strict=True)
+        )
+
+    if at_once == tile_rows:
+        words, flags, base = part(0)
+    else:
+        whole = tuple(
+            jnp.zeros((tile_rows, *piece.shape[1:]), piece.dtype)
+            for piece in jax.eval_shape(part, 0)
+        )
+        words, flags, base = jax.lax.fori_loop(0, -(-tile_rows // at_once), put_part, whole)
+    words, flags = (array.reshape(-1, *array.shape[2:]) for array in (words, flags))
+    longest = jax.lax.population_count(flags).astype(jnp.int32).sum(axis=(-2, -1))
+    return words, flags, base, longest.max(axis=(-2, -1))
+
+
+@functools.partial(jax.jit, static_argnames=("tile", "record"))
+def _records(w: jax.Array, flags: jax.Array, tile: tuple[int, int], record: int) -> jax.Array:
+    """Escape records uint32[T, R, Q, RECORD] of flags uint32[T, R, Q, 2, 128]."""
+    rows, columns = tile
+    tiles_across = -(-w.shape[1] // columns)
+    index = [jnp.arange(size, dtype=jnp.uint32) for size in flags.shape[:3]]
+    tile_number, down, across = jnp.ix_(*index)
+    top = (tile_number // tiles_across * rows + down * UNIT_ROWS)[..., None]
+    left = (tile_number % tiles_across * columns + across * UNIT_COLUMNS)[..., None]
+
+    def exponents_at(lane: jax.Array, register: jax.Array, half: jax.Array) -> jax.Array:
+        row = top + window_layout.row_of(lane, register)
+        column = left + window_layout.column_of(lane, register, half)
+        bits = jax.lax.bitcast_convert_type(w.at[row, column].get(mode="clip"), jnp.uint16)
+        return ((bits >> 7) & 0xFF).astype(jnp.uint32)
+
+    return window_records.write(flags, exponents_at, record)
+
+
+def _tile_bytes(record: int, tile: tuple[int, int], width: int) -> int:
+    return units_per_tile(tile) * 4 * (window_layout.WORDS[width] * window_layout.LANES + record)
+
+
+def _choose_record(longest: np.ndarray, tile: tuple[int, int], width: int) -> tuple[int, int]:
+    """RECORD with the fewest bytes in all, and those bytes.
+
+    Tiles whose longest list does not fit are stored verbatim. The smallest RECORD that leaves
+    no such tile is preferred where it costs at most 1 % more.
+
+    Args:
+      longest: int[T], escapes of the unit of each tile that has most.
+      tile: (rows, columns).
+      width: 8, 11 or 16.
+    """
+    step = RECORD_STEP[width]
+    total: dict[int, int] = {}
+    for record in itertools.count(step, step):
+        room = window_records.entries_that_fit(record)
+        compressed = int(np.sum(longest <= room))
+        verbatim = longest.size - compressed
+        total[record] = compressed * _tile_bytes(record, tile, width) + verbatim * page_bytes(tile)
+        if not verbatim or room == window_records.MOST_ENTRIES:
+            break
+    best = min(total, key=lambda each: total[each])
+    if not verbatim and total[record] <= _MOST_EXTRA * total[best]:
+        best = record
+    return best, total[best]
 
 
 def encode(w: jax.Array, tile: tuple[int, int], width: int) -> TiledMatrix:
     """Encodes bf16[OUT, K]; every bit pattern survives."""
     shape = (w.shape[0], w.shape[1])
     options = (("width", width),)
-    base, longest_on_device, rounds = _survey(w, tile, width)
-    too_many = np.asarray(rounds) > MAX_ROUNDS
-    longest = np.where(too_many, UNIT_ROWS * UNIT_COLUMNS, np.asarray(longest_on_device))
-    capacity, total = _choose_capacity(longest, tile, width)
-    compressed = longest <= capacity
+    words, flags, base, longest_on_device = _pack(w, tile, width)
+    longest = np.asarray(longest_on_device)
+    record, total = _choose_record(longest, tile, width)
+    compressed = longest <= window_records.entries_that_fit(record)
     if total + base.size >= 2 * w.size or not compressed.any():
         return TiledMatrix({"dense": w}, "window", VERSION, shape, tile, options)
-    words, escapes = _pack(w, base, tile, width, capacity)
+    escapes = _records(w, flags, tile, record)
     arrays = {"words": words, "escapes": escapes, "base": base}
     if not compressed.all():
         keep, spill = np.flatnonzero(compressed), np.flatnonzero(~compressed)
@@ -223,14 +198,13 @@ def _verbatim_tiles(w: jax.Array, indices: jax.Array, tile: tuple[int, int]) -> 
     return jax.lax.map(cut, indices)
 
 
-def _patch(fragments: jax.Array, escapes: jax.Array) -> jax.Array:
-    """Puts the exponents of a list [capacity] into a unit's bit patterns uint16[32, 128, 2]."""
-    flat = fragments.reshape(-1)
-    register, lane = (escapes >> REGISTER_SHIFT) & 31, (escapes >> LANE_SHIFT) & 127
-    target = jnp.where((escapes & VALID) != 0, register * 256 + lane * 2 + (escapes & 1), flat.size)
-    exponent = (escapes >> EXPONENT_SHIFT << 7).astype(jnp.uint16)
-    value = (flat.at[target].get(mode="clip") & jnp.uint16(0x807F)) | exponent
-    return flat.at[target].set(value, mode="drop").reshape(fragments.shape)
+def patch(registers: jax.Array, place: jax.Array, exponent: jax.Array) -> jax.Array:
+    """Puts the exponents of a unit's escapes into its bit patterns uint32[32, 128]."""
+    flat = jax.lax.bitcast_convert_type(registers, jnp.uint16).reshape(-1)
+    value = flat.at[place].get(mode="clip") & jnp.uint16(0x807F)
+    value |= (exponent << 7).astype(jnp.uint16)
+    patched = flat.at[place].set(value, mode="drop").reshape(*registers.shape, 2)
+    return jax.lax.bitcast_convert_type(patched, jnp.uint32)
 
 
 def decode_compressed(
@@ -240,7 +214,7 @@ def decode_compressed(
 
     Args:
       words: uint32[R, Q, WORDS[width], 128].
-      escapes: uint32[R, Q, capacity].
+      escapes: uint32[R, Q, RECORD].
       base: uint8[rows].
       width: 8, 11 or 16.
 
@@ -252,9 +226,9 @@ def decode_compressed(
     halves = jnp.swapaxes(by_lane, 2, 3).reshape(-1, 1, 2, window_layout.LANES)
     bias = jnp.tile(halves, (1, 1, window_layout.REGISTERS // 2, 1))
     registers = window_layout.unpack_all(words, bias, width)
-    both = jax.lax.bitcast_convert_type(registers, jnp.uint16)
-    patched = jax.vmap(jax.vmap(_patch))(both, escapes)
-    return jax.lax.bitcast_convert_type(window_layout.row_order(patched), jnp.bfloat16)
+    patched = jax.vmap(jax.vmap(patch))(registers, *window_records.read(escapes))
+    pairs = jax.lax.bitcast_convert_type(window_layout.row_order(patched), jnp.bfloat16)
+    return pairs.reshape(pairs.shape[0], -1)
 
 
 def decode_tile(t: TiledMatrix, index: jax.Array) -> jax.Array:
@@ -263,7 +237,7 @@ def decode_tile(t: TiledMatrix, index: jax.Array) -> jax.Array:
 
     def compressed(slot: jax.Array) -> jax.Array:
         base = arrays["base"][place.first_row + index // t.grid[1]]
-        words, escapes = arrays["words"][slot], tile_escapes(t, slot)
+        words, escapes = arrays["words"][slot], arrays["escapes"][slot]
         return decode_compressed(words, escapes, base, t.options_dict["width"])
 
     if not verbatim_tiles(t):

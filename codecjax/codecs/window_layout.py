@@ -32,6 +32,8 @@ import jax.numpy as jnp
 REGISTERS = 32
 LANES = 128
 WORDS = {8: 22, 11: 23, 16: 24}
+# While a unit is encoded, the digit of weights whose exponents are outside of the window.
+ESCAPED = 128
 
 
 def _u32(value: int) -> jax.Array:
@@ -56,25 +58,38 @@ def _shift(word: jax.Array, left: int) -> jax.Array:
     return word << _u32(left) if left > 0 else word >> _u32(-left)
 
 
-def fragment_order(block: jax.Array) -> jax.Array:
-    """[rows, columns] -> [rows // 64, columns // 128, 32 registers, 128 lanes, 2]."""
-    rows, columns = block.shape
-    split = block.reshape(rows // 64, 4, 2, 8, columns // 128, 16, 4, 2)
-    ordered = split.transpose(0, 4, 5, 2, 1, 3, 6, 7)
-    return ordered.reshape(rows // 64, columns // 128, REGISTERS, LANES, 2)
+def fragment_order(block: jax.Array, tile: tuple[int, int]) -> jax.Array:
+    """uint16[tile rows * rows, K] -> registers uint32[tile rows, tiles across, R, Q, 32, 128]."""
+    rows, columns = tile
+    words = block.astype(jnp.uint32)
+    pairs = words[:, 0::2] | (words[:, 1::2] << _u32(16))
+    split = pairs.reshape(-1, rows // 64, 4, 2, 8, block.shape[1] // columns, columns // 128, 16, 4)
+    ordered = split.transpose(0, 5, 1, 6, 7, 3, 2, 4, 8)
+    return ordered.reshape(*ordered.shape[:4], REGISTERS, LANES)
 
 
-def row_order(fragments: jax.Array) -> jax.Array:
-    """Inverse of `fragment_order`."""
-    row_blocks, column_units = fragments.shape[:2]
-    split = fragments.reshape(row_blocks, column_units, 16, 2, 4, 8, 4, 2)
-    ordered = split.transpose(0, 4, 3, 5, 1, 2, 6, 7)
-    return ordered.reshape(row_blocks * 64, column_units * 128)
+def row_order(registers: jax.Array) -> jax.Array:
+    """Puts the registers of one tile in order.
+
+    Args:
+      registers: [R, Q, 32, 128] pairs of weights, or [R, Q, 32, 128, 2] weights.
+
+    Returns:
+      [rows, columns // 2] pairs or [rows, columns] weights.
+    """
+    down, across = registers.shape[:2]
+    split = registers.reshape(down, across, 16, 2, 4, 8, 4, -1)
+    return split.transpose(0, 4, 3, 5, 1, 2, 6, 7).reshape(down * 64, -1)
 
 
-def _halves(values: jax.Array) -> jax.Array:
-    """[..., 2] 16-bit values -> one word each, first value low."""
-    return values[..., 0] | (values[..., 1] << _u32(16))
+def row_of(lane: jax.Array, register: jax.Array) -> jax.Array:
+    """The row of its unit in which a lane's register is."""
+    return 16 * (lane // 32) + 8 * (register % 2) + lane % 32 // 4
+
+
+def column_of(lane: jax.Array, register: jax.Array, half: jax.Array) -> jax.Array:
+    """The column of its unit in which half (0 or 1) of a lane's register is."""
+    return 8 * (register // 2) + 2 * (lane % 4) + half
 
 
 def _rows(*values: int) -> jax.Array:
@@ -82,20 +97,14 @@ def _rows(*values: int) -> jax.Array:
     return jnp.array(values, jnp.uint32)[:, None]
 
 
-def _pack_bytes(sign_mantissa: jax.Array) -> jax.Array:
-    pairs = sign_mantissa.reshape(*sign_mantissa.shape[:-3], REGISTERS // 2, 2, LANES, 2)
-    low, high = pairs[..., 0, :, :], pairs[..., 1, :, :]
-    return (
-        low[..., 0]
-        | (low[..., 1] << _u32(8))
-        | (high[..., 0] << _u32(16))
-        | (high[..., 1] << _u32(24))
-    )
+def _pack_bytes(registers: jax.Array) -> jax.Array:
+    apart = ((registers >> _u32(8)) & _u32(0x00800080)) | (registers & _u32(0x007F007F))
+    together = (apart | (apart >> _u32(8))) & _u32(0xFFFF)
+    return together[..., 0::2, :] | (together[..., 1::2, :] << _u32(16))
 
 
 def _pack_3_bits(digits: jax.Array) -> jax.Array:
-    code = _halves(digits)
-    code = code.reshape(*code.shape[:-2], 2, 16, LANES)
+    code = digits.reshape(*digits.shape[:-2], 2, 16, LANES)
     fives = code[..., :15, :].reshape(*code.shape[:-2], 3, 5, LANES)
     last = (code[..., 15:, :] >> _rows(0, 1, 2)) & _u32(0x00010001)
     words = last << _u32(15)
@@ -105,8 +114,11 @@ def _pack_3_bits(digits: jax.Array) -> jax.Array:
 
 
 def _pack_base_11(digits: jax.Array) -> jax.Array:
-    number = digits[..., 0::2, :, :] * _u32(11) + digits[..., 1::2, :, :]
-    f = _halves((number * _u32(128) + _u32(120)) // _u32(121))
+    number = digits[..., 0::2, :] * _u32(11) + digits[..., 1::2, :]
+    # ceil(128 * number / 121) = number + ceil(7 * number / 121), and 474 / 2**13 is a little more
+    # than 7 / 121: as exact for numbers up to 120, and a half's products do not reach the other.
+    rounded_up = number * _u32(474) + _u32(0x1FFF1FFF)
+    f = number + ((rounded_up >> _u32(13)) & _u32(0x00070007))
     last, top = f[..., 14:, :], (f[..., 14:, :] >> _u32(6)) & _u32(0x00010001)
     spare = [
         ((last[..., :1, :] >> _rows(0, 2, 4)) & _u32(0x00030003)) << _u32(7),
@@ -116,10 +128,8 @@ def _pack_base_11(digits: jax.Array) -> jax.Array:
     return f[..., 0:14:2, :] | (f[..., 1:14:2, :] << _u32(9)) | jnp.concatenate(spare, axis=-2)
 
 
-def _pack_in_place(sign_mantissa: jax.Array, digits: jax.Array) -> jax.Array:
-    sign, mantissa = sign_mantissa & _u32(0x80), sign_mantissa & _u32(0x7F)
-    full = _halves((sign << _u32(8)) | (digits << _u32(7)) | mantissa)
-    full = full.reshape(*full.shape[:-2], 2, 16, LANES)
+def _pack_in_place(registers: jax.Array) -> jax.Array:
+    full = registers.reshape(*registers.shape[:-2], 2, 16, LANES)
     threes = full[..., :12, :].reshape(*full.shape[:-2], 4, 3, LANES)
     spread = full[..., 12:, :]
     parts = [
@@ -128,24 +138,33 @@ def _pack_in_place(sign_mantissa: jax.Array, digits: jax.Array) -> jax.Array:
         ((spread & _u32(0x07000700)) << _u32(3)) | ((spread & _u32(0x80008000)) >> _u32(1)),
     ]
     words = threes | jnp.stack(parts, axis=-2)
-    return words.reshape(*full.shape[:-3], 24, LANES)
+    return words.reshape(*registers.shape[:-2], 24, LANES)
 
 
-def pack(sign_mantissa: jax.Array, digits: jax.Array, width: int) -> jax.Array:
-    """Packs fragments into words.
+def pack(registers: jax.Array, width: int) -> jax.Array:
+    """Packs registers into words.
 
     Args:
-      sign_mantissa: uint32[..., 32, 128, 2], values 0..255.
-      digits: uint32[..., 32, 128, 2], values 0..width-1.
+      registers: uint32[..., 32, 128], bit patterns of bf16 with digits for exponents, ESCAPED
+        for any that are outside of the window.
       width: 8, 11 or 16.
 
     Returns:
-      uint32[..., WORDS[width], 128].
+      uint32[..., WORDS[width], 128], where digits of escapes are 0.
     """
+    inside = registers & _u32(0xBFFFBFFF)
     if width == 16:
-        return _pack_in_place(sign_mantissa, digits)
+        return _pack_in_place(inside)
+    digits = (inside >> _u32(7)) & _u32(0x000F000F)
     pack_digits = _pack_3_bits if width == 8 else _pack_base_11
-    return jnp.concatenate([_pack_bytes(sign_mantissa), pack_digits(digits)], axis=-2)
+    return jnp.concatenate([_pack_bytes(inside), pack_digits(digits)], axis=-2)
+
+
+def escape_flags(registers: jax.Array) -> jax.Array:
+    """uint32[..., 2, 128]: bit 2 * (register % 16) + half, word register // 16: is it ESCAPED?"""
+    halves = registers.reshape(*registers.shape[:-2], 2, 16, LANES)
+    both = ((halves >> _u32(14)) & _u32(1)) | ((halves >> _u32(29)) & _u32(2))
+    return (both << _rows(*range(0, 32, 2))).sum(axis=-2, dtype=jnp.uint32)
 
 
 def _exponents_3_bits(words: Sequence[jax.Array], bias: Sequence[jax.Array]) -> list[jax.Array]:

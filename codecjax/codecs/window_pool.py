@@ -1,12 +1,11 @@
 """`window` matrices that share their arrays: a step then has a few arrays a layer to hand over.
 
 A pool's `words`, `base`, `slot` and `verbatim` are those of its matrices, one after another, and
-slots count from the pool's beginning. `escapes` is flat, uint32[entries]: lists of one matrix
-have one capacity, those of another matrix may have another.
+slots count from the pool's beginning. So are its `escapes`, whose records have the length of the
+longest among them: the others are padded with words 0, which are unused entries.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import jax
@@ -23,10 +22,8 @@ def place_of(t: TiledMatrix) -> Place:
         first_tile=0,
         first_row=0,
         first_slot=0,
-        first_entry=0,
         first_verbatim=0,
         slots=t.arrays["words"].shape[0],
-        capacity=t.arrays["escapes"].shape[-1],
         nbytes=t.nbytes,
     )
 
@@ -48,22 +45,24 @@ def pooled(matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:
     arrays = {
         name: jnp.concatenate([t.arrays[name] for t in sharing]) for name in ("words", "base")
     }
-    arrays["escapes"] = jnp.concatenate([t.arrays["escapes"].reshape(-1) for t in sharing])
+    record = max(t.arrays["escapes"].shape[-1] for t in sharing)
+    padded = [_padded(t.arrays["escapes"], record) for t in sharing]
+    arrays["escapes"] = jnp.concatenate(padded)
     slotted = any(verbatim_tiles(t) for t in sharing)
     places: list[Place] = []
     slots: list[jax.Array] = []
-    tile = row = slot = entry = verbatim = 0
-    for t in sharing:
+    tile = row = slot = verbatim = 0
+    for t, escapes in zip(sharing, padded, strict=True):
         own = place_of(t)
-        nbytes = own.nbytes
+        nbytes = own.nbytes + escapes.nbytes - t.arrays["escapes"].nbytes
         if slotted:
             if "slot" not in t.arrays:
                 nbytes += 4 * t.tiles
             mine = t.arrays.get("slot", jnp.arange(t.tiles, dtype=jnp.int32))
             slots.append(jnp.where(mine >= 0, mine + slot, mine - verbatim))
-        places.append(Place(tile, row, slot, entry, verbatim, own.slots, own.capacity, nbytes))
+        places.append(Place(tile, row, slot, verbatim, own.slots, nbytes))
         tile, row, slot = tile + t.tiles, row + t.grid[0], slot + own.slots
-        entry, verbatim = entry + t.arrays["escapes"].size, verbatim + verbatim_tiles(t)
+        verbatim += verbatim_tiles(t)
     if slotted:
         arrays["slot"] = jnp.concatenate(slots)
         spilled = [t.arrays["verbatim"] for t in sharing if verbatim_tiles(t)]
@@ -75,16 +74,20 @@ def pooled(matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:
     )
 
 
+def _padded(escapes: jax.Array, record: int) -> jax.Array:
+    """uint32[C, R, Q, record]: records of one length with words 0 at their ends."""
+    return jnp.pad(escapes, ((0, 0), (0, 0), (0, 0), (0, record - escapes.shape[-1])))
+
+
 def own_arrays(t: TiledMatrix) -> dict[str, jax.Array]:
-    """The arrays by name that the matrix would have if it shared none."""
+    """The arrays by name that the matrix would have if it shared none; records stay padded."""
     if t.place is None:
         return t.arrays
     place, arrays = t.place, t.arrays
-    words = arrays["words"][place.first_slot : place.first_slot + place.slots]
-    lists = (*words.shape[:3], place.capacity)
+    slots = slice(place.first_slot, place.first_slot + place.slots)
     own = {
-        "words": words,
-        "escapes": arrays["escapes"][place.first_entry :][: math.prod(lists)].reshape(lists),
+        "words": arrays["words"][slots],
+        "escapes": arrays["escapes"][slots],
         "base": arrays["base"][place.first_row : place.first_row + t.grid[0]],
     }
     spilled = verbatim_tiles(t)
@@ -93,13 +96,3 @@ def own_arrays(t: TiledMatrix) -> dict[str, jax.Array]:
         own["slot"] = jnp.where(slot >= 0, slot - place.first_slot, slot + place.first_verbatim)
         own["verbatim"] = arrays["verbatim"][place.first_verbatim :][:spilled]
     return own
-
-
-def tile_escapes(t: TiledMatrix, slot: jax.Array) -> jax.Array:
-    """uint32[R, Q, capacity]: the escape lists of the tile in slot `slot` of the arrays."""
-    place = place_of(t)
-    shape = (*t.arrays["words"].shape[1:3], place.capacity)
-    size = math.prod(shape)
-    first = place.first_entry + (slot - place.first_slot) * size
-    escapes = t.arrays["escapes"].reshape(-1)
-    return jax.lax.dynamic_slice(escapes, (first,), (size,)).reshape(shape)

@@ -106,6 +106,25 @@ def test_sizes_count_every_array() -> None:
     assert t.codec == "window"
 
 
+def escapes_of(record: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """Lane, register, half and exponent of each escape, in the order of a record's entries."""
+    words = [int(word) for word in record]
+    entries = [half for word in words[5:] for half in (word & 0xFFFF, word >> 16)]
+    escapes = []
+    for warp in range(4):
+        entry = words[4] >> (8 * warp) & 0xFF
+        lanes = [32 * warp + lane for lane in range(32) if words[warp] >> lane & 1]
+        while lanes:
+            again = []
+            for lane in lanes:
+                value = entries[entry]
+                escapes.append((lane, value >> 1 & 31, value & 1, value >> 8))
+                again += [lane] if value >> 6 & 1 else []
+                entry += 1
+            lanes = again
+    return escapes
+
+
 def oracle(t: TiledMatrix) -> np.ndarray:
     """Decodes width 11 from the format's description alone, one weight at a time, in numpy."""
     arrays = {name: np.asarray(array) for name, array in t.arrays.items()}
@@ -138,13 +157,10 @@ def oracle(t: TiledMatrix) -> np.ndarray:
                 w[top + row, left + column] = (
                     (byte & 0x80) << 8 | (exponent & 0xFF) << 7 | byte & 0x7F
                 )
-            for entry in arrays["escapes"][slot, down, across]:
-                if not entry & window.VALID:
-                    continue
-                lane, register, half = (entry >> 6) & 127, (entry >> 1) & 31, entry & 1
+            for lane, register, half, exponent in escapes_of(arrays["escapes"][slot, down, across]):
                 row = top + 64 * down + 16 * (lane // 32) + 8 * (register % 2) + (lane % 32) // 4
                 column = left + 128 * across + 8 * (register // 2) + 2 * (lane % 4) + half
-                w[row, column] = (w[row, column] & 0x807F) | ((entry >> 24) & 0xFF) << 7
+                w[row, column] = (w[row, column] & 0x807F) | exponent << 7
     return w[: t.shape[0], : t.shape[1]]
 
 
@@ -156,15 +172,60 @@ def test_format_is_as_described() -> None:
     chex.assert_trees_all_equal(oracle(t), to_bits(w))
 
 
-def test_rounds_number_the_escapes_of_a_lane() -> None:
-    w = gaussian(128, 256).copy()
-    w[0, 0:2], w[0, 8] = 1e30, 1e-30
-    t = encode(w, codec="window", tile=(128, 256))
-    entries = np.asarray(t.arrays["escapes"])[0, 0, 0]
-    entries = entries[entries != 0]
-    mine = entries[((entries >> window.LANE_SHIFT) & 127) == 0]
-    assert len(mine) >= 3
-    assert sorted((mine >> window.ROUND_SHIFT) & 0xFF) == list(range(len(mine)))
+def test_records_are_as_described() -> None:
+    w = np.ones((64, 128), ml_dtypes.bfloat16)
+    # Lane 0 has three escapes, lane 4 (row 1) one, lane 33 (row 16, columns 2 and 3) two.
+    w[0, 9], w[8, 0], w[0, 1], w[1, 0], w[16, 3], w[16, 2] = (2.0**n for n in range(20, 26))
+    record = np.asarray(encode(w, codec="window", tile=(64, 128)).arrays["escapes"])[0, 0, 0]
+    assert record.shape == (24,)
+    assert escapes_of(record) == [
+        (0, 0, 1, 127 + 22),
+        (4, 0, 0, 127 + 23),
+        (0, 1, 0, 127 + 21),
+        (0, 2, 1, 127 + 20),
+        (33, 0, 0, 127 + 25),
+        (33, 0, 1, 127 + 24),
+    ]
+    assert record[:5].tolist() == [0b10001, 0b10, 0, 0, 0x06060400]
+    assert not record[8:].any()
+
+
+@pytest.mark.parametrize(("escapes", "record"), [(64, 48), (255, 144), (256, None)])
+def test_lists_of_any_length_survive(escapes: int, record: int | None) -> None:
+    w = np.ones((64, 128), ml_dtypes.bfloat16)
+    # All 64 weights of lane 5 come first: its rows 1 and 9, columns 2 and 3 of each 8.
+    lane = [(row, 8 * kt + column) for kt in range(16) for row in (1, 9) for column in (2, 3)]
+    others = [(row, column) for row in range(32, 64) for column in range(0, 128, 16)]
+    for number, place in enumerate((lane + others)[:escapes]):
+        w[place] = 2.0 ** (number % 100 + 20)
+    t = encode(w, codec="window", tile=(64, 128))
+    chex.assert_trees_all_equal(to_bits(decode(t)), to_bits(w))
+    assert t.is_dense == (record is None)
+    if record is not None:
+        mine = np.asarray(t.arrays["escapes"])[0, 0, 0]
+        assert mine.shape == (record,)
+        assert [place[0] for place in escapes_of(mine)].count(5) == 64
+        assert len(escapes_of(mine)) == escapes
+
+
+def test_records_are_long_enough_for_all_tiles_where_that_costs_little() -> None:
+    tile, most = (256, 256), np.full(100, 10)
+    assert window._choose_record(most, tile, 11)[0] == 24
+    most[7] = 80
+    assert window._choose_record(most, tile, 11)[0] == 48
+    most[7] = 100
+    assert window._choose_record(most, tile, 11)[0] == 24
+    most[7] = 8192
+    assert window._choose_record(most, tile, 11)[0] == 24
+
+
+def test_parts_make_up_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = gaussian(300, 250)
+    whole = encode(w, codec="window", tile=(64, 128))
+    # Two of five tile rows at a time: the last part begins within the one before it.
+    monkeypatch.setattr(window, "_WEIGHTS_AT_ONCE", 2 * 64 * 256)
+    window._pack.clear_cache()
+    chex.assert_trees_all_equal(encode(w, codec="window", tile=(64, 128)).arrays, whole.arrays)
 
 
 def test_verbatim_tiles_need_no_decode() -> None:

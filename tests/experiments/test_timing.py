@@ -1,5 +1,10 @@
 """Slope timing measures what the device does, not what a call costs."""
 
+import concurrent.futures
+import time
+from collections.abc import Iterator
+
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -22,7 +27,18 @@ def test_the_fixed_cost_of_a_call_does_not_count(monkeypatch: pytest.MonkeyPatch
     costs = {1: 0.5 + 1 * 0.01, 3: 0.5 + 3 * 0.01}
     monkeypatch.setattr(timing, "seconds_of", lambda call: costs[call()])
     calls = {count: (lambda count=count: count) for count in costs}
-    assert timing.slope(calls, repeats=3) == pytest.approx(0.01)
+    result = timing.slope(calls, repeats=3)
+    assert result.seconds == pytest.approx(0.01)
+    assert result.spread == pytest.approx(0, abs=1e-9)
+
+
+def test_the_median_estimate_and_the_spread_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    durations = iter([0.0, 2.0, 0.0, 4.0, 0.0, 6.0, 0.0, 8.0, 0.0, 100.0])
+    monkeypatch.setattr(timing, "seconds_of", lambda call: next(durations))
+    result = timing.slope({1: lambda: None, 3: lambda: None}, repeats=5)
+    assert result.seconds == 3
+    assert result.spread == pytest.approx((4 - 2) / 3)
+    assert result.over(10) == timing.Timing(0.3, result.spread)
 
 
 def test_noise_gives_an_upper_estimate_and_nothing_negative(
@@ -31,7 +47,7 @@ def test_noise_gives_an_upper_estimate_and_nothing_negative(
     costs = {1: 0.9, 3: 0.6}
     monkeypatch.setattr(timing, "seconds_of", lambda call: costs[call()])
     calls = {count: (lambda count=count: count) for count in costs}
-    assert timing.slope(calls, repeats=3) == pytest.approx(0.2)
+    assert timing.slope(calls, repeats=3).seconds == pytest.approx(0.2)
 
 
 def test_slower_functions_take_longer() -> None:
@@ -55,3 +71,61 @@ def test_counts_must_rise() -> None:
 
 def test_copy_bandwidth_is_that_of_a_memory() -> None:
     assert 1e8 < timing.copy_bandwidth(array_bytes=2**22, repeats=3) < 1e14
+
+
+@pytest.fixture
+def compiler() -> Iterator[concurrent.futures.Executor]:
+    with concurrent.futures.ThreadPoolExecutor() as executor:
+        yield executor
+
+
+def test_a_repeated_call_takes_its_inputs_in_turn_and_hands_on_what_they_leave(
+    compiler: concurrent.futures.Executor,
+) -> None:
+    inputs = [jnp.full(3, value) for value in (1.0, 2.0)]
+    call = timing.Repeated(lambda x, total: (x + 1, total + x), inputs, 5, compiler, jnp.zeros(3))
+    assert [float(output[0]) for output in call()] == [2, 3, 2, 3, 2]
+    assert float(call.carried[0]) == 7
+    call(2)
+    assert float(call.carried[0]) == 21
+
+
+def test_a_repeated_call_keeps_its_buffers(compiler: concurrent.futures.Executor) -> None:
+    call = timing.Repeated(lambda x, carried: (x + 1, carried), [jnp.ones(1000)], 2, compiler)
+    addresses = [output.unsafe_buffer_pointer() for output in call()]
+    assert [output.unsafe_buffer_pointer() for output in call(3)] == addresses
+
+
+def test_no_application_of_a_repeated_call_is_left_out(
+    compiler: concurrent.futures.Executor,
+) -> None:
+    def product(x: jax.Array, carried: None) -> tuple[jax.Array, None]:
+        return x @ x, carried
+
+    call = timing.Repeated(product, [jnp.ones((8, 8))], 4, compiler)
+    text = call._executable.result().as_text()
+    assert text.count("dot(") == 4 or text.count("custom-call") == 4
+
+
+def test_what_is_only_handed_on_is_waited_for(
+    compiler: concurrent.futures.Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call without outputs of its own is not over when it returns."""
+    waited: list[int] = []
+    monkeypatch.setattr(
+        timing.jax, "block_until_ready", lambda arrays: waited.append(len(jax.tree.leaves(arrays)))
+    )
+    call = timing.Repeated(
+        lambda x, total: ((), total + x), [jnp.ones(3)], 2, compiler, jnp.ones(3)
+    )
+    call.time(repeats=1)
+    assert waited
+    assert set(waited) == {1}
+
+
+def test_the_host_has_no_share_in_what_runs_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert timing.host_share(lambda: time.sleep(0.02)) > 0.9
+    monkeypatch.setattr(timing.jax, "block_until_ready", lambda arrays: time.sleep(0.02))
+    assert timing.host_share(lambda: None) < 0.5

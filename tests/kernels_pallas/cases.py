@@ -41,7 +41,7 @@ class Case:
         # One lane holds row 1's columns 0, 1, 8, 9, ...: several escapes for one lane.
         w = w.at[1, 8:10].set(2.0**-60).at[1, 16].set(2.0**40).at[2, 5].set(-0.0)
         if self.escapes == "verbatim":
-            w = w.at[0, :100].set(2.0**-100)
+            w = w.at[:3, :100].set(2.0**-100)
         return w
 
     def tiled(self) -> TiledMatrix:

@@ -1,0 +1,160 @@
+"""Suite `decode`: a matrix decoded to dense bf16, and into pages."""
+
+import concurrent.futures
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import kernels_pallas
+from codecjax.codecs import cacheable_tiles
+from codecjax.tiles import DECODE, TiledMatrix, fill_entry
+from experiments import bench_dfloat11, bench_nvcomp
+from experiments.bench_matrices import (
+    EMBEDDED,
+    OTHER_WIDTHS,
+    Weights,
+    all_pages,
+    alone,
+    applications,
+    bit_equal,
+    make_weights,
+    residency,
+)
+from experiments.bench_rows import DEVICE_COPY, Row, of_matrix
+from experiments.bench_settings import Settings, repeats
+from experiments.timing import Repeated
+from kernels_pallas.arg_specs import BY_NAME
+
+SUITE = "decode"
+DENSE_DECODE = "dense decode"
+DEFAULT = ("llama_8b.up", "llama_8b.output")
+KNOWN = (*BY_NAME, EMBEDDED)
+
+
+def measure(settings: Settings) -> Iterator[list[Row]]:
+    """Rows shape by shape; the first shape also has other widths, pages and the peers."""
+    names = settings.chosen(DEFAULT, KNOWN)
+    started: list[tuple[Weights, list[tuple[TiledMatrix, Repeated]], list[_Filling]]] = []
+    with concurrent.futures.ThreadPoolExecutor() as compiler:
+        for name in names:
+            weights, full = make_weights(name), name == names[0]
+            tiled = weights.window()
+            dense = [
+                (each[0], _decoding(each, settings.implementation, compiler))
+                for each in (tiled, *(weights.window(width) for width in OTHER_WIDTHS if full))
+            ]
+            filling = [_Filling(tiled, settings.implementation, compiler)] if full else []
+            started.append((weights, dense, filling))
+            settings.say(f"{name}: traced")
+    settings.say("all is compiled")
+    while started:
+        yield _rows(*started.pop(0), settings)
+    if settings.peers:
+        w = make_weights(names[0]).plain[0]
+        copy = {DEVICE_COPY: 2 * w.nbytes / settings.bandwidth}
+        yield [each.decode_row(names[0], w, copy) for each in (bench_dfloat11, bench_nvcomp)]
+
+
+def _decoding(
+    tiled: Sequence[TiledMatrix], implementation: str, compiler: concurrent.futures.Executor
+) -> Repeated:
+    def decode(t: TiledMatrix) -> jax.Array:
+        return kernels_pallas.decode(t, implementation=implementation)[0]
+
+    return Repeated(alone(decode), tiled, _count(tiled), compiler)
+
+
+def _count(tiled: Sequence[TiledMatrix]) -> int:
+    out, k = tiled[0].shape
+    return applications(len(tiled), tiled[0].nbytes + 2 * out * k)
+
+
+class _Filling:
+    """Decodes every compressed tile of several matrices into a page of its own.
+
+    The pages are scattered over the pool, which every application hands on to the next. The op
+    gives the dense matrix too; it is overwritten and not handed out.
+
+    Attributes:
+      t: one of the matrices, all alike.
+      call: hands on the residency.
+    """
+
+    def __init__(
+        self,
+        tiled: Sequence[TiledMatrix],
+        implementation: str,
+        compiler: concurrent.futures.Executor,
+    ) -> None:
+        self.t = tiled[0]
+        total = len(tiled) * self.t.tiles
+        self._pages = np.random.default_rng(0).permutation(total)
+        self._compressed = np.concatenate([cacheable_tiles(t) for t in tiled])
+        fills = [fill_entry(int(page)) for page in self._pages]
+        table = np.where(self._compressed, fills, DECODE)
+        pool = jnp.zeros((total, *self.t.tile), jnp.bfloat16)
+
+        def decode(argument: Any, held: Any) -> Any:
+            t, first = argument
+            _, held = kernels_pallas.decode(t, held, first, implementation=implementation)
+            return (), held
+
+        firsts = [jnp.int32(number * self.t.tiles) for number in range(len(tiled))]
+        carried = residency(pool, table, self.t.tile)
+        inputs = tuple(zip(tiled, firsts, strict=True))
+        self.call = Repeated(decode, inputs, _count(tiled), compiler, carried)
+
+    def exact(self, plain: Sequence[jax.Array]) -> bool:
+        """Whether a call leaves the tiles of the plain matrices in the pages."""
+        self.call()
+        for number, w in enumerate(plain):
+            here = slice(number * self.t.tiles, (number + 1) * self.t.tiles)
+            chosen = self._compressed[here]
+            found = self.call.carried.pages[self._pages[here][chosen]]
+            # What lies beyond the matrix's edges is the kernel's own affair.
+            inside = all_pages(jnp.ones_like(w), self.t)[chosen]
+            wanted = all_pages(w, self.t)[chosen]
+            if not bit_equal([jnp.where(inside == 1, found, 0)], [wanted]):
+                return False
+        return True
+
+
+def _rows(
+    weights: Weights,
+    dense: Sequence[tuple[TiledMatrix, Repeated]],
+    filling: Sequence[_Filling],
+    settings: Settings,
+) -> list[Row]:
+    plain = weights.plain
+    size = plain[0].nbytes
+
+    def row(op: str, t: TiledMatrix, call: Repeated, exact: bool, **fields: Any) -> Row:
+        return Row(
+            suite=SUITE,
+            op=op,
+            spec=weights.name,
+            batch=None,
+            implementation=settings.implementation,
+            timing=call.time(repeats()),
+            host_share=call.host_share(),
+            exact=exact,
+            rotated_bytes=len(plain) * t.nbytes,
+            **of_matrix(t),
+            **fields,
+        )
+
+    rows = []
+    for t, call in dense:
+        outputs = call()
+        exact = bit_equal(outputs, [plain[place % len(plain)] for place in range(len(outputs))])
+        copy = {DEVICE_COPY: 2 * size / settings.bandwidth}
+        rows.append(row("decode", t, call, exact, baselines=copy, moved_bytes=t.nbytes + size))
+    for each in filling:
+        to_dense = {DENSE_DECODE: rows[0].timing.seconds}
+        moved, exact = each.t.nbytes + size, each.exact(plain)
+        op = "decode_into_pages"
+        rows.append(row(op, each.t, each.call, exact, baselines=to_dense, moved_bytes=moved))
+    return rows

@@ -1,0 +1,57 @@
+"""Suite `encode`: how fast a weight is compressed, on a CPU as on a GPU."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+import codecjax
+from codecjax.codecs import encode
+from experiments.bench_matrices import EMBEDDED, OTHER_WIDTHS, WIDTH, bit_equal, make_weights
+from experiments.bench_rows import DEVICE_COPY, WALL_CLOCK, Row, of_matrix
+from experiments.bench_settings import Settings, repeats
+from experiments.timing import summary
+from kernels_pallas.arg_specs import BY_NAME
+
+SUITE = "encode"
+DEFAULT = ("llama_8b.up",)
+KNOWN = (*BY_NAME, EMBEDDED)
+
+
+def measure(settings: Settings) -> Iterator[list[Row]]:
+    """Rows shape by shape and width by width.
+
+    The host decides between the passes of an encoder, so the clock on the wall counts.
+    """
+    for name in settings.chosen(DEFAULT, KNOWN):
+        weights = make_weights(name).plain
+        for width in (WIDTH, *OTHER_WIDTHS):
+            encoder = functools.partial(encode, codec="window", width=width)
+            t = encoder(weights[0])
+            exact = bit_equal([codecjax.decode(t)], [weights[0]])
+            timing = summary([_seconds(encoder, w) for _ in range(repeats()) for w in weights])
+            size = weights[0].nbytes
+            row = Row(
+                suite=SUITE,
+                op=SUITE,
+                spec=name,
+                batch=None,
+                # It is plain JAX everywhere.
+                implementation="xla",
+                timing=timing,
+                method=WALL_CLOCK,
+                moved_bytes=size + t.nbytes,
+                baselines={DEVICE_COPY: 2 * size / settings.bandwidth},
+                exact=exact,
+                rotated_bytes=len(weights) * size,
+                **of_matrix(t),
+            )
+            yield [row]
+
+
+def _seconds(encoder: Callable[[jax.Array], Any], w: jax.Array) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(jax.tree.leaves(encoder(w)))
+    return time.perf_counter() - start
