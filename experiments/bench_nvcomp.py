@@ -34,6 +34,8 @@ class Decoder:
         import cupy
         from nvidia import nvcomp
 
+        # JAX leaves the thread without a current device.
+        cupy.cuda.Device(0).use()
         self._wanted = bits.reshape(-1).view(np.uint8)
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._codec = nvcomp.Codec(

@@ -104,14 +104,17 @@ class Stepper:
         return np.asarray(self(1))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _drawn(shape: tuple[int, ...], dtype: Any, key: jax.Array) -> jax.Array:
+    return jax.random.normal(key, shape, dtype)
+
+
 def _past(config: LlamaConfig, context: int, activations: str) -> Cache:
     """Keys and values of a context that never was, standard normal."""
     leaves, tree = jax.tree.flatten(empty_cache(config, 1, context, activations))
-    keys = jax.random.split(jax.random.key(0), len(leaves))
+    # One by one: XLA takes minutes to compile all of a model's draws together.
     drawn = [
-        jax.random.normal(key, leaf.shape, leaf.dtype)
-        for key, leaf in zip(keys, leaves, strict=True)
+        _drawn(leaf.shape, leaf.dtype, jax.random.key(index)) for index, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(tree, drawn)
 

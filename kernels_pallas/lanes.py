@@ -98,9 +98,27 @@ def _flat(ref: ir.Value) -> ir.Value:
     return ref if len(ref.type.shape) == 1 else mgpu_utils.memref_reshape(ref, (size,))
 
 
+# Of the buffer for received sums, what a barrier takes and the alignment of the rest.
+_BARRIER_WORDS = 32
+
+
 def _used_registers(columns: int) -> int:
     """Registers (of two float32) of a lane that hold sums of so many columns."""
     return 2 * -(-columns // 8)
+
+
+def _lanes_that_hold(columns: int) -> int:
+    """Lanes of a warpgroup that hold sums of the first columns: two columns are one lane's of 4."""
+    return LANES // 4 if columns <= 2 else LANES
+
+
+def _effect(template: str, *operands: ir.Value) -> None:
+    mgpu_utils.inline_ptx(template, *operands, has_side_effects=True, convergent=True)
+
+
+def _shared_address(ref: ir.Value) -> ir.Value:
+    word = ir.IntegerType.get_signless(32)
+    return llvm.ptrtoint(word, mgpu_utils.memref_ptr(ref))
 
 
 def _pair(register: ir.Value) -> list[ir.Value]:
@@ -295,12 +313,15 @@ class Lanes:
         """Writes the first columns of the cluster's sum, transposed, to a [columns, 64] ref.
 
         The registers of float32[64, n] sums are dealt to the cluster's CTAs; each adds what it
-        receives in the order of the CTAs, so the sum has the same bits every time. The
-        interpreter writes the CTA's own sums, and leaves adding them to others.
+        receives in the order of the CTAs, so the sum has the same bits every time. A CTA that
+        has sent its own and has nothing to add is done: that it need not wait for the others is
+        what asynchronous stores and a barrier of the receiver's are for.
+
+        The interpreter writes the CTA's own sums, and leaves adding them to others.
 
         Args:
           out: float32[columns, 64] ref in device memory, the same for all of the cluster.
-          received: flat float32 ref in shared memory, `received_size` long.
+          received: flat float32 ref in shared memory, `received_size` long, after `prepare_sum`.
           sums: float32[64, n], n a multiple of 8.
           columns: at most n.
           splits: CTAs of the cluster.
@@ -322,45 +343,89 @@ class Lanes:
                     _store_pair(out, number, arith.constant(word, position), pair, columns)
                 return
             rank = _ptx("mov.u32 $0, %cluster_ctarank;")()
-            buffer = llvm.ptrtoint(word, mgpu_utils.memref_ptr(received))
-            here = arith.addi(buffer, arith.shli(number, arith.constant(word, 3)))
-            slot = 8 * LANES
-            mine = arith.addi(here, arith.muli(rank, arith.constant(word, depth * slot)))
+            barrier = _shared_address(received)
+            mine, sends = number, None
+            if columns <= 2:
+                # The first two columns of a row are one lane's of four.
+                mine = _shifted(number, 2)
+                sends = _field(number, 0, 3)
+            start = arith.addi(barrier, arith.constant(word, 4 * _BARRIER_WORDS))
+            here = arith.addi(start, arith.shli(mine, arith.constant(word, 3)))
+            slot = 8 * _lanes_that_hold(columns)
+            there = arith.addi(here, arith.muli(rank, arith.constant(word, depth * slot)))
+            # All barriers of the cluster are initialised, see `prepare_sum`.
+            _effect("barrier.cluster.wait.acquire.aligned;")
+            only = "" if sends is None else "setp.eq.u32 p, $4, 0; @p "
             for position, pair in enumerate(pairs):
-                there = arith.addi(mine, arith.constant(word, position // splits * slot))
-                mgpu_utils.inline_ptx(
-                    "{ .reg .b32 a; "
+                target = arith.addi(there, arith.constant(word, position // splits * slot))
+                _effect(
+                    "{ .reg .b32 a, b; .reg .pred p; "
                     f"mapa.shared::cluster.u32 a, $0, {position % splits}; "
-                    "st.shared::cluster.v2.f32 [a], {$1, $2}; }",
-                    there,
+                    f"mapa.shared::cluster.u32 b, $1, {position % splits}; "
+                    f"{only}st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 "
+                    "[a], {$2, $3}, [b]; }",
+                    target,
+                    barrier,
                     *pair,
-                    has_side_effects=True,
+                    *([] if sends is None else [sends]),
                 )
-            mgpu_utils.inline_ptx(
-                "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;",
-                has_side_effects=True,
-                convergent=True,
-            )
-            for turn in range(depth):
-                total = [arith.constant(float_, 0.0)] * 2
-                for source in range(splits):
-                    offset = arith.constant(word, (source * depth + turn) * slot)
-                    pair = mgpu_utils.inline_ptx(
-                        "ld.shared.v2.f32 {$0, $1}, [$2];",
-                        arith.addi(here, offset),
-                        result_types=[float_, float_],
-                        has_side_effects=True,
-                    )
-                    total = [arith.addf(old, new) for old, new in zip(total, pair, strict=True)]
-                position = arith.addi(rank, arith.constant(word, turn * splits))
-                _store_pair(out, number, position, total, columns)
+            receives = arith.cmpi(arith.CmpIPredicate.ult, rank, arith.constant(word, used))
+            branch = scf.IfOp(receives)
+            with ir.InsertionPoint(branch.then_block):
+                _effect(
+                    "{ .reg .pred p; wait: "
+                    "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 "
+                    "p, [$0], 0; @!p bra wait; }",
+                    barrier,
+                )
+                for turn in range(depth):
+                    total = [arith.constant(float_, 0.0)] * 2
+                    for source in range(splits):
+                        offset = arith.constant(word, (source * depth + turn) * slot)
+                        pair = mgpu_utils.inline_ptx(
+                            "ld.shared.v2.f32 {$0, $1}, [$2];",
+                            arith.addi(here, offset),
+                            result_types=[float_, float_],
+                            has_side_effects=True,
+                        )
+                        total = [arith.addf(old, new) for old, new in zip(total, pair, strict=True)]
+                    position = arith.addi(rank, arith.constant(word, turn * splits))
+                    _store_pair(out, number, position, total, columns)
+                scf.yield_([])
 
         store(out, received, sums, self.index())
+
+    def prepare_sum(self, received: Any, columns: int, splits: int) -> None:
+        """Makes `received` ready for `store_sum`; to be called by all CTAs at their start."""
+        if self.interpret or splits == 1:
+            return
+        depth = -(-_used_registers(columns) // splits)
+        expected = 8 * _lanes_that_hold(columns) * depth * splits
+
+        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), LANE_LAYOUT))
+        def initialise(_: Any, received: ir.Value, lane: Any) -> None:
+            zero = arith.constant(ir.IntegerType.get_signless(32), 0)
+            first = arith.cmpi(arith.CmpIPredicate.eq, _scalar(lane.registers.item()), zero)
+            branch = scf.IfOp(first)
+            with ir.InsertionPoint(branch.then_block):
+                _effect(
+                    "mbarrier.init.shared::cta.b64 [$0], 1; "
+                    "fence.mbarrier_init.release.cluster; "
+                    f"mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {expected};",
+                    _shared_address(received),
+                )
+                scf.yield_([])
+            _effect("bar.warp.sync 0xffffffff; barrier.cluster.arrive.relaxed.aligned;")
+
+        initialise(received, self.index())
 
     @staticmethod
     def received_size(columns: int, splits: int) -> int:
         """Length of the float32 buffer that `store_sum` needs in each CTA."""
-        return 1 if splits == 1 else -(-_used_registers(columns) // splits) * splits * 2 * LANES
+        if splits == 1:
+            return 1
+        depth = -(-_used_registers(columns) // splits)
+        return _BARRIER_WORDS + 2 * _lanes_that_hold(columns) * depth * splits
 
     def multiply(self, sums: Any, weights: jax.Array, x: Any, staging: Any) -> None:
         """Starts sums += weights @ x with bf16[64, 128] weights in registers.

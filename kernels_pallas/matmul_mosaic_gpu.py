@@ -144,6 +144,7 @@ def _multiply(
 
         for stage in range(stream.stages):
             fetch(jnp.int32(stage), stage)
+        stream.lanes.prepare_sum(received, x.shape[0], splits)
         walk = walk.prepare()
 
         def accumulate(sums: Any) -> jax.Array:
