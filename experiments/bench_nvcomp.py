@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from codecjax.errors import UserError
 from experiments.bench_matrices import applications
 from experiments.bench_rows import Row
 from experiments.bench_settings import repeats
@@ -94,8 +95,14 @@ def decode_row(name: str, w: jax.Array, baselines: Mapping[str, float]) -> Row:
     bits = np.asarray(w).view(np.uint16)
     tried: list[tuple[Timing, int, bool]] = []
     for options in _options():
-        decoder = Decoder(bits, options)
-        exact = decoder.exact()
+        try:
+            decoder = Decoder(bits, options)
+            exact = decoder.exact()
+        except RuntimeError as error:
+            raise UserError(
+                f"nvCOMP cannot decode beside JAX in this process: {error}; "
+                "the rows before it are in the record, leave out --peers for the rest"
+            ) from error
         tried.append((decoder.time(), decoder.nbytes, exact))
     timing, nbytes, exact = min(tried, key=lambda each: each[0].seconds)
     out, k = bits.shape
