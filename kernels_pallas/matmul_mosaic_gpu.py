@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from codecjax.errors import UserError
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
 from kernels_pallas import tuning
 from kernels_pallas.lanes import SWIZZLE_COLUMNS, SWIZZLE_TRANSFORMS, Lanes
 from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
-from kernels_pallas.unit_stream import UnitStream
+from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream
 from kernels_pallas.unit_walk import UnitWalk
 
 MAX_ROWS = 64
@@ -84,6 +85,12 @@ def matmul(
     units_across = matrices[0].unit_grid[1]
     config = config or choose_config(units_down, units_across, x.shape[0])
     stages = min(config.stages, units_across // config.splits)
+    tiles_a_walk = -(-units_across // config.splits) * UNIT_COLUMNS // matrices[0].tile[1] + 1
+    if tiles_a_walk > MAX_TILES_ACROSS:
+        raise UserError(
+            f"a matrix of {matrices[0].shape[1]} columns in tiles of {matrices[0].tile[1]} has "
+            f"more than {MAX_TILES_ACROSS} tiles in a row of one slice: encode it with wider tiles"
+        )
     together = [list(matrices)]
     if not UnitStream.fit_together(matrices):
         together = [[t] for t in matrices]

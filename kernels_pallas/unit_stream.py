@@ -17,6 +17,7 @@ from codecjax.codecs.window_pool import place_of, verbatim_tiles
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Place, Residency, TiledMatrix
 from kernels_pallas.lanes import LANES, SWIZZLE_TRANSFORMS, Lanes
 
+# Tiles that a walk along K may visit: each lane looks up where one of them is.
 MAX_TILES_ACROSS = LANES
 # What is copied to shared memory has a multiple of so many words.
 COPIED_WORDS = 32

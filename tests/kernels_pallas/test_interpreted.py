@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from codecjax.codecs import encode, pooled
+from codecjax.errors import UserError
 from codecjax.tiles import DECODE, Residency, fill_entry
 from kernels_pallas import decode_mosaic_gpu, matmul_mosaic_gpu, reference_xla
 from kernels_pallas.arg_specs import activations
@@ -163,6 +164,33 @@ def test_matmul_multiplies_any_number_of_rows(n: int) -> None:
     exact = np.asarray(x, np.float64) @ np.asarray(case.weight(), np.float64).T
     assert y.shape == exact.shape
     assert np.linalg.norm(np.asarray(y) - exact) < 1e-6 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_slices_of_different_lengths_give_the_sum(splits: int) -> None:
+    """Four units across: one slice of all, and three of 2, 1 and 1."""
+    case = CASES[0]
+    x = activations(2, case.shape[1], seed=2)
+    config = matmul_mosaic_gpu.MatmulConfig(splits=splits, stages=1)
+    (y,), _ = matmul_mosaic_gpu.matmul(
+        x, (case.tiled(),), None, NO_TILE, config=config, interpret=True
+    )
+    exact = np.asarray(x, np.float64) @ np.asarray(case.weight(), np.float64).T
+    assert np.linalg.norm(np.asarray(y) - exact) < 1e-6 * np.linalg.norm(exact)
+
+
+def test_a_slice_of_more_tiles_than_lanes_is_refused() -> None:
+    case = Case("wide", (64, 130 * 128), codec="bf16", tile=(64, 128))
+    config = matmul_mosaic_gpu.MatmulConfig(splits=1, stages=2)
+    with pytest.raises(UserError, match="encode it with wider tiles"):
+        matmul_mosaic_gpu.matmul(
+            activations(1, case.shape[1], seed=1),
+            (case.tiled(),),
+            None,
+            NO_TILE,
+            config=config,
+            interpret=True,
+        )
 
 
 @pytest.mark.parametrize("splits", [1, 2, 4])
