@@ -1,18 +1,14 @@
 """Suite `encode`: how fast a weight is compressed, on a CPU as on a GPU."""
 
 import functools
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
-
-import jax
+from collections.abc import Iterator
 
 import codecjax
 from codecjax.codecs import encode
 from experiments.bench_matrices import EMBEDDED, OTHER_WIDTHS, WIDTH, bit_equal, make_weights
 from experiments.bench_rows import DEVICE_COPY, WALL_CLOCK, Row, of_matrix
 from experiments.bench_settings import Settings, repeats
-from experiments.timing import summary
+from experiments.timing import seconds_of, summary
 from kernels_pallas.arg_specs import BY_NAME
 
 SUITE = "encode"
@@ -31,7 +27,8 @@ def measure(settings: Settings) -> Iterator[list[Row]]:
             encoder = functools.partial(encode, codec="window", width=width)
             t = encoder(weights[0])
             exact = bit_equal([codecjax.decode(t)], [weights[0]])
-            timing = summary([_seconds(encoder, w) for _ in range(repeats()) for w in weights])
+            calls = [functools.partial(encoder, w) for _ in range(repeats()) for w in weights]
+            timing = summary([seconds_of(call) for call in calls])
             size = weights[0].nbytes
             row = Row(
                 suite=SUITE,
@@ -49,9 +46,3 @@ def measure(settings: Settings) -> Iterator[list[Row]]:
                 **of_matrix(t),
             )
             yield [row]
-
-
-def _seconds(encoder: Callable[[jax.Array], Any], w: jax.Array) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(jax.tree.leaves(encoder(w)))
-    return time.perf_counter() - start

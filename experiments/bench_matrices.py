@@ -14,6 +14,7 @@ import numpy as np
 from codecjax.codecs import encode
 from codecjax.io.huggingface import read_folder
 from codecjax.tiles import Residency, TiledMatrix, units_per_tile
+from experiments.bench_settings import backend
 from kernels_pallas.arg_specs import BY_NAME, activations, gaussian_weight
 
 WIDTH = 11
@@ -85,7 +86,7 @@ def make_weights(name: str) -> Weights:
 def _copies(shape: tuple[int, ...]) -> int:
     # At 11 bits a weight, so not more bytes than are truly read.
     compressed = 11 * math.prod(shape) // 8
-    return min(_MOST_COPIES, max(_FEWEST_COPIES, -(-_ROTATED_BYTES[_backend()] // compressed)))
+    return min(_MOST_COPIES, max(_FEWEST_COPIES, -(-_ROTATED_BYTES[backend()] // compressed)))
 
 
 def applications(copies: int, moved_bytes: int, operations: float = 0.0) -> int:
@@ -97,11 +98,7 @@ def applications(copies: int, moved_bytes: int, operations: float = 0.0) -> int:
       operations: additions and multiplications of one application.
     """
     guess = max(moved_bytes / _GUESSED_BANDWIDTH, operations / _GUESSED_RATE, _SHORTEST_KERNEL)
-    return copies * max(1, math.ceil(_CALL_SECONDS[_backend()] / (copies * guess)))
-
-
-def _backend() -> str:
-    return "gpu" if jax.default_backend() == "gpu" else "cpu"
+    return copies * max(1, math.ceil(_CALL_SECONDS[backend()] / (copies * guess)))
 
 
 @jax.jit

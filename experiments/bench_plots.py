@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from experiments.plots import BOUND_COLOUR, STYLE, png
+from experiments.plots import BOUND_COLOUR, STYLE, label_bar, png
 
 Rows = Sequence[dict[str, Any]]
 
@@ -73,14 +73,7 @@ def _draw_rates(suite: str, rows: Rows) -> Figure:
         if row["floor_seconds"] is not None:
             bound = scale / row["floor_seconds"]
             axes.plot([bound, bound], [place - 0.4, place + 0.4], color=BOUND_COLOUR)
-        axes.annotate(
-            f"{rate:,.4g}",
-            (rate, place),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
+        label_bar(axes, f"{rate:,.4g}", rate, place)
     axes.plot([], [], color=BOUND_COLOUR, label="bound: bytes to move / copy bandwidth")
     axes.set_yticks(range(len(rows)), [_name(row) for row in rows])
     axes.invert_yaxis()

@@ -36,5 +36,10 @@ class Settings:
         return tuple(name for name in self.specs if name in known)
 
 
+def backend() -> str:
+    """What choices depend on: "gpu", or "cpu" for whatever else."""
+    return "gpu" if jax.default_backend() == "gpu" else "cpu"
+
+
 def repeats() -> int:
-    return _REPEATS["gpu" if jax.default_backend() == "gpu" else "cpu"]
+    return _REPEATS[backend()]

@@ -24,7 +24,7 @@ from codecjax.steps import Held
 from codecjax.tiles import DECODE, DEFAULT_TILE, units_per_tile
 from experiments.bench_matrices import WIDTH
 from experiments.bench_rows import Row
-from experiments.bench_settings import Settings, repeats
+from experiments.bench_settings import Settings, backend, repeats
 from experiments.shapes import SHAPES
 from experiments.timing import host_share, slope
 from experiments.traffic import weight_traffic
@@ -184,8 +184,7 @@ def _row(
 ) -> Row:
     model, config = stepper.model, stepper.model.config
     calls: dict[int, Callable[[], Any]] = {
-        count: functools.partial(stepper, count)
-        for count in _STEPS["gpu" if jax.default_backend() == "gpu" else "cpu"]
+        count: functools.partial(stepper, count) for count in _STEPS[backend()]
     }
     every_tile = np.full(model.tile_count, DECODE)
     return Row(

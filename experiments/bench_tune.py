@@ -13,7 +13,7 @@ from rich.table import Table
 
 from codecjax.tiles import TiledMatrix
 from experiments import environment, formats
-from experiments.bench_matrices import EMBEDDED, applications, make_weights
+from experiments.bench_matrices import EMBEDDED, alone, applications, make_weights
 from experiments.bench_settings import Settings, repeats
 from experiments.cli import one_sentence
 from experiments.records import write_json
@@ -51,18 +51,15 @@ class Kernels:
 
 def mosaic_gpu() -> Kernels:
     """The kernels of this package."""
-    # Each has a config class of its own.
-    products: Any = matmul_mosaic_gpu
-    decodes: Any = decode_mosaic_gpu
 
     def matmul(x: jax.Array, t: TiledMatrix, config: Any) -> jax.Array:
-        (y,), _ = products.matmul(x, (t,), None, jnp.int32(0), config=config)
+        (y,), _ = matmul_mosaic_gpu.matmul(x, (t,), None, jnp.int32(0), config=config)
         return y
 
     def decode(t: TiledMatrix, config: Any) -> jax.Array:
-        return decodes.decode(t, None, jnp.int32(0), config=config)[0]
+        return decode_mosaic_gpu.decode(t, None, jnp.int32(0), config=config)[0]
 
-    return Kernels(products.candidates, matmul, decodes.candidates, decode)
+    return Kernels(matmul_mosaic_gpu.candidates, matmul, decode_mosaic_gpu.candidates, decode)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +116,7 @@ def _tried(op: str, name: str, batches: Sequence[int], kernels: Kernels) -> Iter
         return lambda each, x: (kernels.matmul(x, each, config), x)
 
     def decode(config: Any) -> Callable[[Any, Any], Any]:
-        return lambda each, carried: (kernels.decode(each, config), carried)
+        return alone(lambda each: kernels.decode(each, config))
 
     with concurrent.futures.ThreadPoolExecutor() as compiler:
         groups: list[list[tuple[Trial, Callable[[], Repeated]]]] = []

@@ -67,6 +67,18 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def label_bar(axes: Axes, text: str, end: float, place: float) -> None:
+    """Writes beside the end of a horizontal bar, on white so that lines do not cross it."""
+    axes.annotate(
+        text,
+        (end, place),
+        xytext=(5, 0),
+        textcoords="offset points",
+        va="center",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+    )
+
+
 def budget_percent(point: PointRecords) -> float:
     """The point's budget as a percentage of all its decoded weights."""
     return 100 * float(point.summary["cache"]["budget_fraction"])
@@ -191,15 +203,7 @@ def _draw_bytes(finished: list[PointRecords]) -> Figure:
         )
         left = [start + size for start, size in zip(left, sizes, strict=True)]
     for row, total in enumerate(left):
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        axes.annotate(
-            f"{total:.3g}",
-            (total, row),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            bbox=box,
-        )
+        label_bar(axes, f"{total:.3g}", total, row)
     plain = finished[0].summary["bytes"]["bf16_weights"] / scale
     axes.axvline(plain, color=BOUND_COLOUR, linestyle="--", label="weights in bf16")
     axes.invert_yaxis()

@@ -143,10 +143,6 @@ class Repeated:
         self._executable = compiler.submit(traced.lower().compile)
         self._outputs: list[Any] | None = None
 
-    def wait(self) -> None:
-        """Waits for the compiler."""
-        self._executable.result()
-
     def __call__(self, calls: int = 1) -> list[Any]:
         """Outputs of all applications of the last of so many calls, which may still run.
 

@@ -42,7 +42,7 @@ def choose_config(units_down: int, units_across: int) -> DecodeConfig:
 
     The guess is walks that keep copies in flight, and short enough for several CTAs on every SM.
     """
-    tuned = tuning.settings("decode", units_down, units_across, None)
+    tuned = tuning.settings(tuning.DECODE, units_down, units_across, None)
     if tuned is not None:
         return DecodeConfig(tuned["steps"], tuned["stages"])
     divisors = _divisors(units_across, MAX_STEPS)

@@ -107,6 +107,11 @@ def _used_registers(columns: int) -> int:
     return 2 * -(-columns // 8)
 
 
+def _owned_registers(columns: int, splits: int) -> int:
+    """Of those registers, the most that one of a cluster's CTAs adds up."""
+    return -(-_used_registers(columns) // splits)
+
+
 def _lanes_that_hold(columns: int) -> int:
     """Lanes of a warpgroup that hold sums of the first columns: two columns are one lane's of 4."""
     return LANES // 4 if columns <= 2 else LANES
@@ -261,13 +266,13 @@ class Lanes:
                 mine = arith.trunci(ir.IntegerType.get_signless(1), arith.shrui(bitmap, lane))
                 rank = _POPULATION(arith.andi(bitmap, lower_lanes))
                 position = arith.select(mine, arith.addi(first, rank), zero)
-                header = arith.constant(word, window.RECORD_HEADER)
+                header = arith.constant(word, window_records.RECORD_HEADER)
                 both = memref.load(record, [_index(arith.addi(header, _shifted(position, 1)))])
                 entry = arith.shrui(both, arith.shli(_field(position, 0, 1), _four(word)))
-                register = _field(entry, window.REGISTER_SHIFT, 31)
+                register = _field(entry, window_records.REGISTER_SHIFT, 31)
                 parity = arith.cmpi(arith.CmpIPredicate.ne, _field(register, 0, 1), zero)
                 base = arith.select(parity, odd, even)
-                exponent = _shifted(entry, window.EXPONENT_SHIFT - 7)
+                exponent = _shifted(entry, window_records.EXPONENT_SHIFT - 7)
                 mask = _field(arith.xori(exponent, base), 0, 0x7F80)
                 mask = arith.shli(mask, arith.shli(_field(entry, 0, 1), _four(word)))
                 mask = arith.select(mine, mask, zero)
@@ -293,7 +298,7 @@ class Lanes:
                         group,
                         result_types=[word] * _GROUP,
                     )
-                more = arith.select(mine, _field(entry, 0, window.MORE), zero)
+                more = arith.select(mine, _field(entry, 0, window_records.MORE), zero)
                 following = mgpu_utils.inline_ptx(
                     "{ .reg .pred p; setp.ne.u32 p, $1, 0; "
                     "vote.sync.ballot.b32 $0, p, 0xffffffff; }",
@@ -330,8 +335,7 @@ class Lanes:
             out[...] = sums[:, :columns].T
             return
         layout = plgpu.Layout.WGMMA
-        used = _used_registers(columns)
-        depth = -(-used // splits)
+        used, depth = _used_registers(columns), _owned_registers(columns, splits)
 
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), layout, LANE_LAYOUT))
         def store(_: Any, out: ir.Value, received: ir.Value, sums: Any, lane: Any) -> None:
@@ -399,8 +403,7 @@ class Lanes:
         """Makes `received` ready for `store_sum`; to be called by all CTAs at their start."""
         if self.interpret or splits == 1:
             return
-        depth = -(-_used_registers(columns) // splits)
-        expected = 8 * _lanes_that_hold(columns) * depth * splits
+        expected = 4 * (self.received_size(columns, splits) - _BARRIER_WORDS)
 
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), LANE_LAYOUT))
         def initialise(_: Any, received: ir.Value, lane: Any) -> None:
@@ -424,8 +427,8 @@ class Lanes:
         """Length of the float32 buffer that `store_sum` needs in each CTA."""
         if splits == 1:
             return 1
-        depth = -(-_used_registers(columns) // splits)
-        return _BARRIER_WORDS + 2 * _lanes_that_hold(columns) * depth * splits
+        received = splits * _owned_registers(columns, splits)
+        return _BARRIER_WORDS + 2 * _lanes_that_hold(columns) * received
 
     def multiply(self, sums: Any, weights: jax.Array, x: Any, staging: Any) -> None:
         """Starts sums += weights @ x with bf16[64, 128] weights in registers.

@@ -46,7 +46,7 @@ def choose_config(units_down: int, units_across: int, batch: int) -> MatmulConfi
 
     The guess is as many slices as a cluster has CTAs, of two units at least.
     """
-    tuned = tuning.settings("matmul", units_down, units_across, batch)
+    tuned = tuning.settings(tuning.MATMUL, units_down, units_across, batch)
     if tuned is not None:
         return MatmulConfig(tuned["splits"], tuned["stages"])
     return MatmulConfig(max(_fitting(units_across)), stages=2)

@@ -39,11 +39,6 @@ OPTIONS = {"width": 11}
 CHOICES = {"width": tuple(window_layout.WORDS)}
 pooled = window_pool.pooled
 
-RECORD_HEADER = window_records.RECORD_HEADER
-RECORD_STEP = window_records.RECORD_STEP
-REGISTER_SHIFT = window_records.REGISTER_SHIFT
-MORE = window_records.MORE
-EXPONENT_SHIFT = window_records.EXPONENT_SHIFT
 
 # Weights that are packed at a time: few temporaries, and enough to keep a GPU busy.
 _WEIGHTS_AT_ONCE = 1 << 24
@@ -144,7 +139,7 @@ def _choose_record(longest: np.ndarray, tile: tuple[int, int], width: int) -> tu
       tile: (rows, columns).
       width: 8, 11 or 16.
     """
-    step = RECORD_STEP[width]
+    step = window_records.RECORD_STEP[width]
     total: dict[int, int] = {}
     for record in itertools.count(step, step):
         room = window_records.entries_that_fit(record)

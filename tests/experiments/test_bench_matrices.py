@@ -41,7 +41,7 @@ def test_a_call_goes_around_all_matrices_and_keeps_a_gpu_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert bench_matrices.applications(3, 10**9) == 3
-    monkeypatch.setattr(bench_matrices, "_backend", lambda: "gpu")
+    monkeypatch.setattr(bench_matrices, "backend", lambda: "gpu")
     large, small = (bench_matrices.applications(2, size) for size in (10**10, 10**6))
     assert large == 2
     assert small % 2 == 0
@@ -49,7 +49,7 @@ def test_a_call_goes_around_all_matrices_and_keeps_a_gpu_busy(
 
 
 def test_rotated_matrices_exceed_the_cache_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_matrices, "_backend", lambda: "gpu")
+    monkeypatch.setattr(bench_matrices, "backend", lambda: "gpu")
     for shape in ((256, 2048), (4096, 4096), (128256, 4096)):
         copies = bench_matrices._copies(shape)
         assert copies >= 2
