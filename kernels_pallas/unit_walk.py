@@ -155,7 +155,7 @@ class UnitWalk:
             self._gather("base", matrix_row + jnp.uint32(8 * half)) * spread for half in range(2)
         )
 
-    def _where(self, step: jax.Array) -> dict[str, jax.Array]:
+    def where(self, step: jax.Array) -> dict[str, jax.Array]:
         """Tile, place in the tile, page-table entry and slot of the step's unit."""
         stream = self.stream
         down, across = stream.tile[0] // UNIT_ROWS, stream.tile[1] // UNIT_COLUMNS
@@ -194,7 +194,7 @@ class UnitWalk:
 
     def fetch(self, step: jax.Array, stage: jax.Array, barrier: Any) -> None:
         """Starts the copy of a step's unit into the buffers of `stage`; `arrivals` arrivals."""
-        stream, refs, where = self.stream, self.refs, self._where(step)
+        stream, refs, where = self.stream, self.refs, self.where(step)
         unit_buffer = refs["units"].at[stage] if "units" in refs else None
         rows = pl.ds(where["down"] * UNIT_ROWS, UNIT_ROWS)
         columns = pl.ds(where["across"] * UNIT_COLUMNS, UNIT_COLUMNS)
@@ -261,7 +261,7 @@ class UnitWalk:
         """bf16[64, 128] in registers, wherever the unit came from; fills its page if told."""
         if not self.stream.buffered:
             return self.decoded(stage)
-        where, buffer = self._where(step), self.refs["units"].at[stage]
+        where, buffer = self.where(step), self.refs["units"].at[stage]
 
         def decode() -> jax.Array:
             return plgpu.layout_cast(self.decoded(stage), plgpu.Layout.WGMMA)
@@ -285,7 +285,7 @@ class UnitWalk:
         if self.stream.width is None:
             return
 
-        @self._when_decoding(self._where(step))
+        @self._when_decoding(self.where(step))
         def _() -> None:
             self.refs["units"].at[stage][...] = self.decoded(stage)
             plgpu.commit_smem()
@@ -294,21 +294,32 @@ class UnitWalk:
 
     def fill(self, step: jax.Array, stage: jax.Array) -> None:
         """Stores the unit in a stage's buffer into the page that the page table names, if any."""
-        where = self._where(step)
 
-        @pl.when(where["entry"] < DECODE)
+        @pl.when(self.where(step)["entry"] < DECODE)
         def _() -> None:
-            rows = pl.ds(where["down"] * UNIT_ROWS, UNIT_ROWS)
-            columns = pl.ds(where["across"] * UNIT_COLUMNS, UNIT_COLUMNS)
-            target = self.refs["pages"].at[-where["entry"] - 2, rows, columns]
-            plgpu.copy_smem_to_gmem(self.refs["units"].at[stage], target)
+            self.copy_to_page(step, stage)
+            plgpu.commit_smem_to_gmem_group()
             plgpu.wait_smem_to_gmem(0)
 
-    def record(self, step: jax.Array) -> None:
-        """Notes whether the step's unit was decoded."""
+    def fills(self, step: jax.Array) -> jax.Array:
+        """Whether the step's unit is compressed and goes into a page."""
+        where = self.where(step)
+        return (where["entry"] < DECODE) & (where["slot"] >= 0)
+
+    def copy_to_page(self, step: jax.Array, stage: jax.Array) -> None:
+        """Starts the copy of the unit in a stage's buffer into its page, in a group to commit."""
+        where = self.where(step)
+        rows = pl.ds(where["down"] * UNIT_ROWS, UNIT_ROWS)
+        columns = pl.ds(where["across"] * UNIT_COLUMNS, UNIT_COLUMNS)
+        target = self.refs["pages"].at[-where["entry"] - 2, rows, columns]
+        plgpu.copy_smem_to_gmem(self.refs["units"].at[stage], target, commit_group=False)
+
+    def record(self, step: jax.Array, decoded: jax.Array | None = None) -> None:
+        """Notes whether the step's unit was decoded: all are that must be, unless told."""
         if not self.stream.counted:
             return
-        where, across = self._where(step), self.stream.tile[1] // UNIT_COLUMNS
+        where, across = self.where(step), self.stream.tile[1] // UNIT_COLUMNS
         tile = self.refs["first_tile"][0] + self.of_part("first_tile") + where["tile"]
         place = where["down"] * across + where["across"]
-        self.refs["decoded"][tile, place] = jnp.where(self._decoding(where), 1, 0)
+        decoded = self._decoding(where) if decoded is None else decoded
+        self.refs["decoded"][tile, place] = jnp.where(decoded, 1, 0)

@@ -168,6 +168,20 @@ def test_decode_fills_and_reads_pages_as_the_reference_does(case: Case) -> None:
         chex.assert_trees_all_equal(after.decoded, expected.decoded)
 
 
+@paged
+def test_fill_decodes_into_pages_and_nothing_else(case: Case) -> None:
+    t = case.tiled()
+    config = DecodeConfig(t.unit_grid[1], stages=2)
+    mosaic = decode_mosaic_gpu.fill(t, residency(t, FILLS), FIRST, config=config, interpret=True)
+    reference = reference_xla.fill(t, residency(t, FILLS), FIRST)
+    for after in (mosaic, reference):
+        assert after.pages is not None
+        assert_page_holds(after.pages[4], case.weight(), t, 1)
+        assert (jnp.delete(after.pages, 4, axis=0) == 7.0).all()
+        mine = after.decoded[FIRST_TILE : FIRST_TILE + t.tiles]
+        np.testing.assert_array_equal(mine, np.arange(t.tiles)[:, None] == np.ones_like(mine))
+
+
 @pytest.mark.parametrize("n", [1, 8, 9, 33, 64])
 def test_matmul_multiplies_any_number_of_rows(n: int) -> None:
     case = CASES[0]
