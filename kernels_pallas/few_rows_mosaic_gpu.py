@@ -25,8 +25,8 @@ from kernels_pallas.warps import WARPS, Warps
 MAX_ROWS = 8
 # Of a lane, see `Warps.multiply_in_warp`.
 _SUMS = 4
-# Warps on each multiprocessor that keep the memory busy.
-_ENOUGH_WARPS = 24
+# Warps on each multiprocessor, one a CTA's warpgroup, from which a second one does not pay.
+_ENOUGH_WARPS = 9
 
 
 @dataclasses.dataclass(frozen=True)

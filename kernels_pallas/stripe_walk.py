@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.codecs import window_layout
 from codecjax.codecs.window_layout import REGISTERS
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS
-from kernels_pallas.lanes import LANES
+from kernels_pallas.emit import LANE_LAYOUT, LANES
 from kernels_pallas.unit_stream import UnitStream
 from kernels_pallas.unit_walk import UnitWalk
 from kernels_pallas.warps import WARP_LANES, WARPS, Choice, Warps
@@ -35,7 +36,8 @@ def _u32(value: Any) -> jax.Array:
 
 
 def _flag(condition: jax.Array) -> jax.Array:
-    return jnp.where(condition, _u32(1), _u32(0))
+    # A condition that is the same for all lanes would have a layout of its own.
+    return plgpu.layout_cast(jnp.where(condition, _u32(1), _u32(0)), LANE_LAYOUT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,12 +233,12 @@ class StripeWalk:
             )
         )
         if stream.paged:
-            self._fill(place, compressed, registers)
+            self._fill(place, registers)
         return registers
 
-    def _fill(self, place: StripePlace, compressed: jax.Array, registers: Words) -> None:
+    def _fill(self, place: StripePlace, registers: Words) -> None:
         """Stores the registers into the pages that the page table names."""
-        told = compressed & (place.entry < _u32(0xFFFFFFFF))
+        told = ~place.resident & (place.entry < _u32(0xFFFFFFFF))
         page, pages = _u32(0xFFFFFFFE) - place.entry, self.walk.refs["pages"]
         if not self.warps.interpret:
             index, offsets = self._in_tile(page, place)

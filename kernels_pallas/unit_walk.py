@@ -288,9 +288,10 @@ class UnitWalk:
         @self._when_decoding(self.where(step))
         def _() -> None:
             self.refs["units"].at[stage][...] = self.decoded(stage)
-            plgpu.commit_smem()
-            if self.stream.paged:
-                self.fill(step, stage)
+
+        plgpu.commit_smem()
+        if self.stream.paged:
+            self.fill(step, stage)
 
     def fill(self, step: jax.Array, stage: jax.Array) -> None:
         """Stores the unit in a stage's buffer into the page that the page table names, if any."""
