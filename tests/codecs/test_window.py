@@ -11,8 +11,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from codecjax.codecs import cacheable_tiles, encode, window
+from codecjax.codecs import cacheable_tiles, encode, parts, window
 from codecjax.codecs.cast import CastWarning
+from codecjax.codecs.window_units import choose_record
 from codecjax.errors import UserError
 from codecjax.operations import decode
 from codecjax.tiles import TiledMatrix
@@ -210,20 +211,24 @@ def test_lists_of_any_length_survive(escapes: int, record: int | None) -> None:
 
 def test_records_are_long_enough_for_all_tiles_where_that_costs_little() -> None:
     tile, most = (256, 256), np.full(100, 10)
-    assert window._choose_record(most, tile, 11)[0] == 24
+
+    def chosen() -> int:
+        return choose_record(most, tile, 11, 4 * 23 * 128)[0]
+
+    assert chosen() == 24
     most[7] = 80
-    assert window._choose_record(most, tile, 11)[0] == 48
+    assert chosen() == 48
     most[7] = 100
-    assert window._choose_record(most, tile, 11)[0] == 24
+    assert chosen() == 24
     most[7] = 8192
-    assert window._choose_record(most, tile, 11)[0] == 24
+    assert chosen() == 24
 
 
 def test_parts_make_up_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     w = gaussian(300, 250)
     whole = encode(w, codec="window", tile=(64, 128))
     # Two of five tile rows at a time: the last part begins within the one before it.
-    monkeypatch.setattr(window, "_WEIGHTS_AT_ONCE", 2 * 64 * 256)
+    monkeypatch.setattr(parts, "WEIGHTS_AT_ONCE", 2 * 64 * 256)
     window._pack.clear_cache()
     chex.assert_trees_all_equal(encode(w, codec="window", tile=(64, 128)).arrays, whole.arrays)
 
