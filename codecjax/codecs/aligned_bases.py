@@ -23,26 +23,24 @@ _ROUNDS = 8
 _MOST_BITS = 24
 
 
-def _histograms(bits: jax.Array, columns: int) -> jax.Array:
+def _histograms(bits: jax.Array) -> jax.Array:
     """int32[rows, 256]: how often each exponent is in a sample of each row."""
     # An odd stride visits all places in a head or another group of columns.
-    stride = max(columns // _SAMPLE, 1) | 1
-    sample = jax.lax.slice_in_dim(bits, 0, columns, stride, axis=1)
+    sample = bits[:, :: max(bits.shape[1] // _SAMPLE, 1) | 1]
     row = jnp.arange(bits.shape[0])[:, None]
     counts = jnp.zeros((bits.shape[0], 256), jnp.int32)
     return counts.at[row, (sample >> 7) & 0xFF].add(1)
 
 
-@functools.partial(jax.jit, static_argnames=("columns", "width"))
-def aligned_bases(bits: jax.Array, columns: int, width: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("width",))
+def aligned_bases(bits: jax.Array, width: int) -> jax.Array:
     """int32[rows]: exponent of digit 0 of each row, from 0 to 256 - width.
 
     Args:
       bits: uint16[rows, K] bit patterns of bf16.
-      columns: how many of the K columns count.
       width: exponents in a window.
     """
-    counts = _histograms(bits, columns)
+    counts = _histograms(bits)
     middle = counts.sum(axis=1, keepdims=True) // 2
     median = jnp.argmax(jnp.cumsum(counts, axis=1) > middle, axis=1)
 
