@@ -4,8 +4,11 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 import codecjax
 from codecjax.codecs import encode
+from codecjax.tiles import TiledMatrix
 from experiments.bench_matrices import EMBEDDED, OTHER_WIDTHS, WIDTH, bit_equal, make_weights
 from experiments.bench_rows import DEVICE_COPY, WALL_CLOCK, Row, of_matrix
 from experiments.bench_settings import Settings, repeats
@@ -21,6 +24,10 @@ CODECS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
+def _encode(codec: str, options: dict[str, Any], w: jax.Array) -> TiledMatrix:
+    return encode(w, codec, **options)
+
+
 def measure(settings: Settings) -> Iterator[list[Row]]:
     """Rows shape by shape and codec by codec.
 
@@ -29,7 +36,7 @@ def measure(settings: Settings) -> Iterator[list[Row]]:
     for name in settings.chosen(DEFAULT, KNOWN):
         weights = make_weights(name).plain
         for codec, options in CODECS:
-            encoder = functools.partial(encode, codec=codec, **options)
+            encoder = functools.partial(_encode, codec, options)
             t = encoder(weights[0])
             exact = bit_equal([codecjax.decode(t)], [weights[0]])
             calls = [functools.partial(encoder, w) for _ in range(repeats()) for w in weights]

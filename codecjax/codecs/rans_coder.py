@@ -91,7 +91,8 @@ def frequencies(counts: np.ndarray, bits: int) -> np.ndarray:
     while True:
         gains, losses = change(1), change(-1)
         gainer, loser = np.argmax(gains), np.argmax(losses)
-        if gainer == loser or gains[gainer] + losses[loser] <= 0:
+        # Less than this may be rounding, and would be gained again and again.
+        if gains[gainer] + losses[loser] <= 1e-12 * weights.sum():
             return chosen.astype(np.int32)
         chosen[gainer] += 1
         chosen[loser] -= 1
