@@ -61,6 +61,8 @@ class Place:
       first_slot, first_verbatim: compressed and verbatim tiles of the matrices before it.
       slots: C, its own compressed tiles.
       nbytes: bytes of its own part of the arrays.
+      first_table: tables of the matrices before it, where the codec has tables.
+      first_word, end_word: where its part of `stream` begins and ends, where the codec has one.
     """
 
     first_tile: int
@@ -69,6 +71,9 @@ class Place:
     first_verbatim: int
     slots: int
     nbytes: int
+    first_table: int = 0
+    first_word: int = 0
+    end_word: int = 0
 
 
 @jax.tree_util.register_dataclass

@@ -24,6 +24,8 @@ def get_config() -> ConfigDict:
     config.codec.name = "window"
     # Only for codec "window": 8, 11 or 16 exponents a window.
     config.codec.width = 11
+    # Only for codec "rans": 10, 11 or 12 bits of a probability.
+    config.codec.probability_bits = 12
     config.codec.tile_rows = 256
     config.codec.tile_columns = 256
 

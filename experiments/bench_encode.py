@@ -2,9 +2,13 @@
 
 import functools
 from collections.abc import Iterator
+from typing import Any
+
+import jax
 
 import codecjax
 from codecjax.codecs import encode
+from codecjax.tiles import TiledMatrix
 from experiments.bench_matrices import EMBEDDED, OTHER_WIDTHS, WIDTH, bit_equal, make_weights
 from experiments.bench_rows import DEVICE_COPY, WALL_CLOCK, Row, of_matrix
 from experiments.bench_settings import Settings, repeats
@@ -14,17 +18,25 @@ from kernels_pallas.arg_specs import BY_NAME
 SUITE = "encode"
 DEFAULT = ("llama_8b.up",)
 KNOWN = (*BY_NAME, EMBEDDED)
+CODECS: tuple[tuple[str, dict[str, Any]], ...] = (
+    *(("window", {"width": width}) for width in (WIDTH, *OTHER_WIDTHS)),
+    ("rans", {}),
+)
+
+
+def _encode(codec: str, options: dict[str, Any], w: jax.Array) -> TiledMatrix:
+    return encode(w, codec, **options)
 
 
 def measure(settings: Settings) -> Iterator[list[Row]]:
-    """Rows shape by shape and width by width.
+    """Rows shape by shape and codec by codec.
 
     The host decides between the passes of an encoder, so the clock on the wall counts.
     """
     for name in settings.chosen(DEFAULT, KNOWN):
         weights = make_weights(name).plain
-        for width in (WIDTH, *OTHER_WIDTHS):
-            encoder = functools.partial(encode, codec="window", width=width)
+        for codec, options in CODECS:
+            encoder = functools.partial(_encode, codec, options)
             t = encoder(weights[0])
             exact = bit_equal([codecjax.decode(t)], [weights[0]])
             calls = [functools.partial(encoder, w) for _ in range(repeats()) for w in weights]

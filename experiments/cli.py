@@ -11,9 +11,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
+from codecjax.codecs import CODECS
 from codecjax.errors import UserError
 
 EXIT_FAILED = 1
@@ -66,6 +68,28 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     ) as error:
         print_error(_explain(error, argv), verbose="--verbose" in argv)
         raise SystemExit(EXIT_USAGE) from None
+
+
+def define_codec_options() -> None:
+    """Defines a flag for every option that a codec has, unset where that has its default."""
+    owners: dict[str, list[str]] = {}
+    for codec, module in CODECS.items():
+        for name in module.OPTIONS:
+            owners.setdefault(name, []).append(codec)
+    for name, codecs in owners.items():
+        module = CODECS[codecs[0]]
+        choices = ", ".join(
+            f"{choice} (default)" if choice == module.OPTIONS[name] else str(choice)
+            for choice in module.CHOICES[name]
+        )
+        flags.DEFINE_integer(name, None, f"Of codec {' and '.join(codecs)}: {choices}.")
+
+
+def codec_options() -> dict[str, Any]:
+    """The codec options that were set."""
+    names = {name for module in CODECS.values() for name in module.OPTIONS}
+    values = {name: flags.FLAGS[name].value for name in sorted(names)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def missing_config(path: str) -> UserError:

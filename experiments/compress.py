@@ -50,7 +50,7 @@ def define_flags() -> None:
     flags.DEFINE_string("model", "", "Hugging Face folder to read.")
     flags.DEFINE_string("output", "", "Checkpoint to write; one that is there is replaced.")
     flags.DEFINE_string("codec", "window", f"How to store the weights: {', '.join(CODECS)}.")
-    flags.DEFINE_integer("width", None, "Of codec window: 8, 11 (default) or 16.")
+    cli.define_codec_options()
     flags.DEFINE_integer("tile_rows", rows, "Rows of a tile, a multiple of 64.")
     flags.DEFINE_integer("tile_columns", columns, "Columns of a tile, a multiple of 128.")
 
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
     for name in ("model", "output"):
         if not values[name].value:
             raise UserError(f"--{name} is missing: give --model=FOLDER --output=FOLDER")
-    options = check_options(values.codec, {} if values.width is None else {"width": values.width})
+    options = check_options(values.codec, cli.codec_options())
     tile = check_tile((values.tile_rows, values.tile_columns))
     console = make_console()
     start = time.perf_counter()

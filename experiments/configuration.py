@@ -12,11 +12,12 @@ from ml_collections.config_dict import ConfigDict
 
 import kernels_pallas
 from codecjax.cache import POLICIES, pool_pages
-from codecjax.codecs import check_options
+from codecjax.codecs import check_options, codec_module
 from codecjax.errors import UserError
 from codecjax.tiles import check_tile, page_bytes
 from experiments.records import same_config
 from experiments.shapes import SHAPES
+from kernels_pallas.arguments import check_codec
 
 COSTS = ("tiles", "measured")
 
@@ -143,10 +144,8 @@ def derived_name(config: ConfigDict) -> str:
     else:
         budget = config.cache.budget_bytes
         size = f"{config.cache.budget_fraction:.1%}" if budget is None else f"{budget} bytes"
-        codec = config.codec.name
-        if codec == "window":
-            codec = f"{codec} {config.codec.width}"
-        parts = [codec, config.cache.policy, f"{size} kept"]
+        codec = [config.codec.name, *(str(value) for value in codec_options(config).values())]
+        parts = [" ".join(codec), config.cache.policy, f"{size} kept"]
     if config.run.implementation:
         parts.append(config.run.implementation)
     return ", ".join(parts)
@@ -160,7 +159,7 @@ def slug(name: str) -> str:
 
 def codec_options(config: ConfigDict) -> dict[str, int]:
     """The options that the config's codec takes."""
-    return {"width": config.codec.width} if config.codec.name == "window" else {}
+    return {name: config.codec[name] for name in codec_module(config.codec.name).OPTIONS}
 
 
 def tile_of(config: ConfigDict) -> tuple[int, int]:
@@ -170,7 +169,7 @@ def tile_of(config: ConfigDict) -> tuple[int, int]:
 def check(config: ConfigDict) -> None:
     """Finds what is wrong with a config before anything runs; UserError names it."""
     check_options(config.codec.name, codec_options(config))
-    kernels_pallas.resolve(config.run.implementation)
+    check_codec(config.codec.name, kernels_pallas.resolve(config.run.implementation))
     page = page_bytes(check_tile(tile_of(config)))
     cache, run, model = config.cache, config.run, config.model
     if cache.policy not in POLICIES:

@@ -30,7 +30,7 @@ def define_flags() -> None:
         None,
         f"How weights are stored: {', '.join(CODECS)}; by default window, or as a checkpoint has.",
     )
-    flags.DEFINE_integer("width", None, "Of codec window: 8, 11 (default) or 16.")
+    cli.define_codec_options()
     flags.DEFINE_integer("budget_bytes", 0, "Device memory that may hold decoded weights.")
     flags.DEFINE_string("policy", "pinned", f"What stays decoded: {', '.join(POLICIES)}.")
     flags.DEFINE_string("implementation", None, "xla, mosaic_gpu, or unset for the fastest.")
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         raise UserError("no model was named: give --model=FOLDER")
     if not values.prompt:
         raise UserError("there is no prompt to go on from: give --prompt=TEXT")
-    options = {} if values.width is None else {"width": values.width}
+    options = cli.codec_options()
     check_options(values.codec or "window", options)
     if sys.stderr.isatty():
         print(f"loads {values.model}", file=sys.stderr, flush=True)

@@ -2,6 +2,24 @@
 
 from codecjax.errors import UserError
 from codecjax.tiles import Residency, TiledMatrix, units_per_tile
+from kernels_pallas.implementations import MOSAIC_GPU, XLA
+
+# Codecs whose tiles the Mosaic GPU kernels decode.
+_WITH_KERNELS = ("bf16", "window")
+
+
+def check_codec(codec: str, implementation: str) -> None:
+    """Raises UserError where the implementation has no kernel for the codec."""
+    if implementation == MOSAIC_GPU and codec not in _WITH_KERNELS:
+        raise UserError(
+            f"implementation {implementation!r} has no kernel for codec {codec!r}: "
+            f"ask for implementation {XLA!r}"
+        )
+
+
+def check_kernels(t: TiledMatrix, implementation: str) -> None:
+    """Raises UserError where the implementation has no kernel for the matrix as it is stored."""
+    check_codec("bf16" if t.is_dense else t.codec, implementation)
 
 
 def check_residency(t: TiledMatrix, residency: Residency | None) -> None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from codecjax.tiles import Residency, TiledMatrix
 from kernels_pallas import decode_mosaic_gpu, reference_xla
-from kernels_pallas.arguments import check_residency
+from kernels_pallas.arguments import check_kernels, check_residency
 from kernels_pallas.implementations import XLA, resolve
 
 
@@ -29,9 +29,11 @@ def decode(
       units marked.
 
     Raises:
-      UserError: the implementation cannot run here, or pages and tiles differ in shape.
+      UserError: the implementation cannot run here or has no kernel for the codec, or pages and
+        tiles differ in shape.
     """
     implementation = resolve(implementation)
+    check_kernels(t, implementation)
     check_residency(t, residency)
     first = jnp.asarray(first_tile, jnp.int32)
     if implementation == XLA:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from codecjax.errors import UserError
 from codecjax.tiles import Residency, TiledMatrix
 from kernels_pallas import decode_mosaic_gpu, matmul_mosaic_gpu, reference_xla
-from kernels_pallas.arguments import check_residency
+from kernels_pallas.arguments import check_kernels, check_residency
 from kernels_pallas.implementations import XLA, resolve
 
 
@@ -67,6 +67,7 @@ def matmul_all(
     """
     implementation = resolve(implementation)
     for t in matrices:
+        check_kernels(t, implementation)
         check_residency(t, residency)
         if x.ndim != 2 or x.shape[1] != t.shape[1]:
             raise UserError(

@@ -77,6 +77,7 @@ def models():
     """The same weights by codec and width."""
     options = {"bf16": ("bf16", {})}
     options |= {f"window{width}": ("window", {"width": width}) for width in (8, 11, 16)}
+    options |= {"rans": ("rans", {"probability_bits": 10})}
     return {
         name: random_model(CONFIG, 0, codec, TILE, chosen)
         for name, (codec, chosen) in options.items()
@@ -97,14 +98,16 @@ def bits(logits):
     return np.asarray(logits).view(np.uint32)
 
 
-@pytest.mark.parametrize("width", [8, 11, 16])
-def test_compressed_logits_are_bit_equal_to_plain_ones(models, width):
-    plain, compressed = models["bf16"], models[f"window{width}"]
+@pytest.mark.parametrize(
+    ("name", "seed"), [("window8", 8), ("window11", 11), ("window16", 16), ("rans", 1)]
+)
+def test_compressed_logits_are_bit_equal_to_plain_ones(models, name, seed):
+    plain, compressed = models["bf16"], models[name]
     assert all(t.is_dense for t in plain.matrices.values())
     assert not any(t.is_dense for t in compressed.matrices.values())
     expected = list(make(plain).run(PROMPT, 12, keep_logits=True))
     generator = make(compressed, budget_bytes=POOL * PAGE)
-    generator._controller = RandomPlans(compressed.tile_count, seed=width)
+    generator._controller = RandomPlans(compressed.tile_count, seed=seed)
     pages_read = 0
     for step, wanted in zip(generator.run(PROMPT, 12, keep_logits=True), expected, strict=True):
         assert step.token == wanted.token

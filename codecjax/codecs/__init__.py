@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from codecjax.codecs import bf16, window
+from codecjax.codecs import bf16, rans, window
 from codecjax.codecs.cast import CastReport, to_bf16, warn_of_cast
 from codecjax.codecs.window_pool import own_arrays
 from codecjax.errors import UserError
 from codecjax.tiles import DEFAULT_TILE, TiledMatrix, check_tile
 
-CODECS: dict[str, ModuleType] = {"bf16": bf16, "window": window}
+CODECS: dict[str, ModuleType] = {"bf16": bf16, "rans": rans, "window": window}
 
 
 def codec_module(name: str) -> ModuleType:

@@ -97,7 +97,8 @@ def _rows(*values: int) -> jax.Array:
     return jnp.array(values, jnp.uint32)[:, None]
 
 
-def _pack_bytes(registers: jax.Array) -> jax.Array:
+def pack_bytes(registers: jax.Array) -> jax.Array:
+    """Sign-and-mantissa bytes uint32[..., 16, 128] of registers uint32[..., 32, 128]."""
     apart = ((registers >> _u32(8)) & _u32(0x00800080)) | (registers & _u32(0x007F007F))
     together = (apart | (apart >> _u32(8))) & _u32(0xFFFF)
     return together[..., 0::2, :] | (together[..., 1::2, :] << _u32(16))
@@ -157,7 +158,7 @@ def pack(registers: jax.Array, width: int) -> jax.Array:
         return _pack_in_place(inside)
     digits = (inside >> _u32(7)) & _u32(0x000F000F)
     pack_digits = _pack_3_bits if width == 8 else _pack_base_11
-    return jnp.concatenate([_pack_bytes(inside), pack_digits(digits)], axis=-2)
+    return jnp.concatenate([pack_bytes(inside), pack_digits(digits)], axis=-2)
 
 
 def escape_flags(registers: jax.Array) -> jax.Array:
@@ -249,6 +250,11 @@ def _interleave(even: jax.Array, odd: jax.Array) -> jax.Array:
     return both.reshape(*even.shape[:-2], -1, LANES)
 
 
+def unpack_bytes(words: jax.Array) -> jax.Array:
+    """uint32[..., 32, 128]: what `pack_bytes` packed, each byte in both bytes of its half."""
+    return _interleave(spread_bytes(words, False), spread_bytes(words, True))
+
+
 def _all_exponents_3_bits(words: jax.Array, bias: jax.Array) -> jax.Array:
     w = words[..., 16:, :].reshape(*words.shape[:-2], 2, 3, LANES)
     fives = [_shift(w, 7 - 3 * j) & _u32(0x03800380) for j in range(5)]
@@ -296,7 +302,4 @@ def unpack_all(words: jax.Array, bias: jax.Array, width: int) -> jax.Array:
     if width == 16:
         return _unpack_all_in_place(words, bias)
     exponents = (_all_exponents_3_bits if width == 8 else _all_exponents_base_11)(words, bias)
-    bytes_ = words[..., :16, :]
-    return merge_exponent(
-        _interleave(spread_bytes(bytes_, False), spread_bytes(bytes_, True)), exponents
-    )
+    return merge_exponent(unpack_bytes(words[..., :16, :]), exponents)

@@ -1,8 +1,9 @@
-"""`window` matrices that share their arrays: a step then has a few arrays a layer to hand over.
+"""`window` or `rans` matrices that share arrays: a step has few arrays a layer to hand over.
 
-A pool's `words`, `base`, `slot` and `verbatim` are those of its matrices, one after another, and
-slots count from the pool's beginning. So are its `escapes`, whose records have the length of the
-longest among them: the others are padded with words 0, which are unused entries.
+A pool's arrays are those of its matrices, one after another; slots count from the pool's
+beginning, and so do the positions in `stream` that `starts` has. The records in `escapes` have
+the length of the longest among them: the others are padded with words 0, which are unused
+entries.
 """
 
 import dataclasses
@@ -25,7 +26,13 @@ def place_of(t: TiledMatrix) -> Place:
         first_verbatim=0,
         slots=t.arrays["words"].shape[0],
         nbytes=t.nbytes,
+        end_word=_length(t, "stream"),
     )
+
+
+def _length(t: TiledMatrix, name: str) -> int:
+    """How long array `name` of a matrix that shares none is; 0 where its codec has none."""
+    return t.arrays[name].shape[0] if name in t.arrays else 0
 
 
 def verbatim_tiles(t: TiledMatrix) -> int:
@@ -37,39 +44,48 @@ def pooled(matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:
     """The same matrices, those that are not dense in arrays that they share.
 
     Args:
-      matrices: each in arrays of its own, of one tile and width.
+      matrices: each in arrays of its own, of one codec, tile and options.
     """
     sharing = [t for t in matrices if not t.is_dense]
     if len(sharing) < 2:
         return tuple(matrices)
-    arrays = {
-        name: jnp.concatenate([t.arrays[name] for t in sharing]) for name in ("words", "base")
-    }
     record = max(t.arrays["escapes"].shape[-1] for t in sharing)
-    padded = [_padded(t.arrays["escapes"], record) for t in sharing]
-    arrays["escapes"] = jnp.concatenate(padded)
     slotted = any(verbatim_tiles(t) for t in sharing)
     places: list[Place] = []
-    slots: list[jax.Array] = []
-    tile = row = slot = verbatim = 0
-    for t, escapes in zip(sharing, padded, strict=True):
-        own = place_of(t)
-        nbytes = own.nbytes + escapes.nbytes - t.arrays["escapes"].nbytes
+    own: list[dict[str, jax.Array]] = []
+    end = Place(0, 0, 0, 0, 0, 0)
+    for t in sharing:
+        arrays = {**t.arrays, "escapes": _padded(t.arrays["escapes"], record)}
         if slotted:
-            if "slot" not in t.arrays:
-                nbytes += 4 * t.tiles
             mine = t.arrays.get("slot", jnp.arange(t.tiles, dtype=jnp.int32))
-            slots.append(jnp.where(mine >= 0, mine + slot, mine - verbatim))
-        places.append(Place(tile, row, slot, verbatim, own.slots, nbytes))
-        tile, row, slot = tile + t.tiles, row + t.grid[0], slot + own.slots
-        verbatim += verbatim_tiles(t)
-    if slotted:
-        arrays["slot"] = jnp.concatenate(slots)
-        spilled = [t.arrays["verbatim"] for t in sharing if verbatim_tiles(t)]
-        arrays["verbatim"] = jnp.concatenate(spilled)
+            arrays["slot"] = jnp.where(mine >= 0, mine + end.first_slot, mine - end.first_verbatim)
+        if "starts" in arrays:
+            arrays["starts"] += jnp.uint32(end.end_word)
+        own.append(arrays)
+        place = dataclasses.replace(
+            end,
+            slots=place_of(t).slots,
+            nbytes=sum(array.nbytes for array in arrays.values()),
+            first_word=end.end_word,
+            end_word=end.end_word + _length(t, "stream"),
+        )
+        places.append(place)
+        end = dataclasses.replace(
+            place,
+            first_tile=place.first_tile + t.tiles,
+            first_row=place.first_row + t.grid[0],
+            first_slot=place.first_slot + place.slots,
+            first_verbatim=place.first_verbatim + verbatim_tiles(t),
+            first_table=place.first_table + _length(t, "table"),
+        )
+    # Not every one of them has verbatim tiles.
+    names = dict.fromkeys(name for arrays in own for name in arrays)
+    shared = {
+        name: jnp.concatenate([arrays[name] for arrays in own if name in arrays]) for name in names
+    }
     remaining = iter(places)
     return tuple(
-        t if t.is_dense else dataclasses.replace(t, arrays=arrays, place=next(remaining))
+        t if t.is_dense else dataclasses.replace(t, arrays=shared, place=next(remaining))
         for t in matrices
     )
 
@@ -83,16 +99,23 @@ def own_arrays(t: TiledMatrix) -> dict[str, jax.Array]:
     """The arrays by name that the matrix would have if it shared none; records stay padded."""
     if t.place is None:
         return t.arrays
-    place, arrays = t.place, t.arrays
+    place = t.place
     slots = slice(place.first_slot, place.first_slot + place.slots)
-    own = {
-        "words": arrays["words"][slots],
-        "escapes": arrays["escapes"][slots],
-        "base": arrays["base"][place.first_row : place.first_row + t.grid[0]],
+    where = {
+        "words": slots,
+        "escapes": slots,
+        "base": slice(place.first_row, place.first_row + t.grid[0]),
+        "states": slots,
+        "starts": slots,
+        "stream": slice(place.first_word, place.end_word),
+        "table": slice(place.first_table, place.first_table + 1),
     }
+    own = {name: t.arrays[name][part] for name, part in where.items() if name in t.arrays}
+    if "starts" in own:
+        own["starts"] -= jnp.uint32(place.first_word)
     spilled = verbatim_tiles(t)
     if spilled:
-        slot = arrays["slot"][place.first_tile : place.first_tile + t.tiles]
+        slot = t.arrays["slot"][place.first_tile : place.first_tile + t.tiles]
         own["slot"] = jnp.where(slot >= 0, slot - place.first_slot, slot + place.first_verbatim)
-        own["verbatim"] = arrays["verbatim"][place.first_verbatim :][:spilled]
+        own["verbatim"] = t.arrays["verbatim"][place.first_verbatim :][:spilled]
     return own

@@ -1,11 +1,14 @@
 """One checksum for every tile of a stored matrix: what in its arrays belongs to which tile."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from codecjax.tiles import TiledMatrix
+
+# Arrays of compressed tiles, whose first axis is the slot.
+_BY_SLOT = ("words", "escapes", "states", "starts")
 
 
 def checksum(array: np.ndarray) -> int:
@@ -18,9 +21,10 @@ def tile_checksums(t: TiledMatrix, arrays: Mapping[str, np.ndarray]) -> list[int
 
     Args:
       t: the matrix, of which only the static fields are used.
-      arrays: its arrays on the host. A tile of a dense matrix is a block of it; a window tile
-        is its words and escapes or its verbatim weights, its tile row's bases and its slot,
-        which may be anything where the matrix has slots.
+      arrays: its arrays on the host. A tile of a dense matrix is a block of it. Another is
+        what its slot has in the arrays of compressed tiles and in `stream`, or its verbatim
+        weights; and its tile row's bases, the tables, and its slot, which may be anything where
+        the matrix has slots.
     """
     across = t.grid[1]
     if "dense" in arrays:
@@ -36,14 +40,27 @@ def tile_checksums(t: TiledMatrix, arrays: Mapping[str, np.ndarray]) -> list[int
         ]
     checksums = []
     slots = arrays["slot"].tolist() if "slot" in arrays else range(t.tiles)
+    tables = checksum(arrays["table"]) if "table" in arrays else 0
     for index, slot in enumerate(slots):
-        parts = (("words", "escapes"), slot) if slot >= 0 else (("verbatim",), -(slot + 1))
-        names, place = parts
-        value = zlib.crc32(int(slot).to_bytes(4, "little", signed=True))
+        value = zlib.crc32(int(slot).to_bytes(4, "little", signed=True), tables)
         value = zlib.crc32(arrays["base"][index // across].tobytes(), value)
-        for name in names:
-            # A damaged slot may point outside; the slot's own bytes then tell.
-            here = arrays[name][place : place + 1]
+        for here in _of_slot(arrays, slot):
             value = zlib.crc32(np.ascontiguousarray(here).view(np.uint8).reshape(-1), value)
         checksums.append(value)
     return checksums
+
+
+def _of_slot(arrays: Mapping[str, np.ndarray], slot: int) -> Iterator[np.ndarray]:
+    """What belongs to a slot alone. A damaged one may point outside; its own bytes then tell."""
+    if slot < 0:
+        yield arrays["verbatim"][-(slot + 1) :][:1]
+        return
+    for name in _BY_SLOT:
+        if name in arrays:
+            yield arrays[name][slot : slot + 1]
+    if "stream" in arrays:
+        # From its first group's first word to the next slot's; the ends go to the first and last.
+        first = arrays["starts"].reshape(len(arrays["starts"]), -1)[:, 0]
+        start = int(first[slot]) if 0 < slot < len(first) else 0
+        end = int(first[slot + 1]) if slot + 1 < len(first) else None
+        yield arrays["stream"][start:end]

@@ -11,15 +11,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from codecjax.codecs import cacheable_tiles, encode, window
+from codecjax.codecs import cacheable_tiles, encode, parts, window
 from codecjax.codecs.cast import CastWarning
+from codecjax.codecs.window_units import choose_record
 from codecjax.errors import UserError
 from codecjax.operations import decode
 from codecjax.tiles import TiledMatrix
 from kernels_pallas.arg_specs import gaussian_weight
 
 WIDTHS = (8, 11, 16)
-CODECS = [("bf16", {}), *[("window", {"width": width}) for width in WIDTHS]]
+COMPRESSING = [*[("window", {"width": width}) for width in WIDTHS], ("rans", {})]
+CODECS = [("bf16", {}), *COMPRESSING]
 every_codec = pytest.mark.parametrize(
     ("codec", "options"), CODECS, ids=lambda value: value if isinstance(value, str) else None
 )
@@ -59,6 +61,9 @@ MATRICES: dict[str, Callable[[], np.ndarray]] = {
     ).astype(ml_dtypes.bfloat16),
     "subnormal": lambda: from_bits(np.random.default_rng(2).integers(0, 128, (256, 512))),
     "no multiple of a tile": lambda: gaussian(500, 500),
+    "heavy tails": lambda: (0.02 * np.random.default_rng(4).standard_t(1.5, (256, 512))).astype(
+        ml_dtypes.bfloat16
+    ),
     "one wild tile": lambda: np.block(
         [[uniform_exponents(256, 256), gaussian(256, 256)], [gaussian(256, 512, 1)]]
     ),
@@ -87,11 +92,13 @@ def test_all_65536_bit_patterns_survive(codec: str, options: dict[str, int]) -> 
     chex.assert_trees_all_equal(to_bits(decode(t)), patterns.astype(np.uint16))
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("codec", "options"), COMPRESSING)
 @pytest.mark.parametrize("name", MATRICES)
-def test_expansion_is_bounded_to_one_percent(name: str, width: int) -> None:
+def test_expansion_is_bounded_to_one_percent(
+    name: str, codec: str, options: dict[str, int]
+) -> None:
     w = MATRICES[name]()
-    assert encode(w, codec="window", width=width).nbytes <= 1.01 * 2 * w.size
+    assert encode(w, codec=codec, **options).nbytes <= 1.01 * 2 * w.size
 
 
 @pytest.mark.parametrize(("width", "most"), [(8, 12.0), (11, 11.7), (16, 12.1)])
@@ -210,20 +217,24 @@ def test_lists_of_any_length_survive(escapes: int, record: int | None) -> None:
 
 def test_records_are_long_enough_for_all_tiles_where_that_costs_little() -> None:
     tile, most = (256, 256), np.full(100, 10)
-    assert window._choose_record(most, tile, 11)[0] == 24
+
+    def chosen() -> int:
+        return choose_record(most, tile, 11, 4 * 23 * 128)[0]
+
+    assert chosen() == 24
     most[7] = 80
-    assert window._choose_record(most, tile, 11)[0] == 48
+    assert chosen() == 48
     most[7] = 100
-    assert window._choose_record(most, tile, 11)[0] == 24
+    assert chosen() == 24
     most[7] = 8192
-    assert window._choose_record(most, tile, 11)[0] == 24
+    assert chosen() == 24
 
 
 def test_parts_make_up_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     w = gaussian(300, 250)
     whole = encode(w, codec="window", tile=(64, 128))
     # Two of five tile rows at a time: the last part begins within the one before it.
-    monkeypatch.setattr(window, "_WEIGHTS_AT_ONCE", 2 * 64 * 256)
+    monkeypatch.setattr(parts, "WEIGHTS_AT_ONCE", 2 * 64 * 256)
     window._pack.clear_cache()
     chex.assert_trees_all_equal(encode(w, codec="window", tile=(64, 128)).arrays, whole.arrays)
 
@@ -265,7 +276,7 @@ def test_bf16_is_not_cast() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"codec": "zip"}, "unknown codec 'zip': choose one of bf16, window"),
+        ({"codec": "zip"}, "unknown codec 'zip': choose one of bf16, rans, window"),
         ({"width": 9}, "no width 9: choose one of 8, 11, 16"),
         ({"level": 1}, "no option 'level'"),
         ({"tile": (100, 128)}, "tile 100x128 is not a positive multiple of 64x128"),

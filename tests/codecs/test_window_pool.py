@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import codecjax
 from codecjax.codecs import cacheable_tiles, encode, own_arrays, pooled
@@ -11,6 +12,7 @@ from codecjax.tiles import TiledMatrix
 from kernels_pallas.arg_specs import gaussian_weight
 
 TILE = (64, 128)
+every_codec = pytest.mark.parametrize("codec", ["window", "rans"])
 
 
 def weight(out: int, k: int, seed: int, wild_rows: int = 0) -> jax.Array:
@@ -18,23 +20,25 @@ def weight(out: int, k: int, seed: int, wild_rows: int = 0) -> jax.Array:
     return gaussian_weight(out, k, seed).at[:wild_rows, :100].set(2.0**-100)
 
 
-def make(out: int, k: int, seed: int, wild_rows: int = 0) -> TiledMatrix:
-    return encode(weight(out, k, seed, wild_rows), "window", TILE)
+def make(codec: str, out: int, k: int, seed: int, wild_rows: int = 0) -> TiledMatrix:
+    options = {"probability_bits": 10} if codec == "rans" else {}
+    return encode(weight(out, k, seed, wild_rows), codec, TILE, **options)
 
 
-def matrices() -> list[TiledMatrix]:
+def matrices(codec: str) -> list[TiledMatrix]:
     return [
-        make(128, 256, 1),
-        make(192, 384, 2, wild_rows=3),
-        encode(gaussian_weight(3, 256, 3), "window", TILE),
-        make(190, 380, 4),
-        make(128, 256, 5, wild_rows=3),
+        make(codec, 128, 256, 1),
+        make(codec, 192, 384, 2, wild_rows=3),
+        make(codec, 3, 256, 3),
+        make(codec, 190, 380, 4),
+        make(codec, 128, 256, 5, wild_rows=3),
     ]
 
 
-def test_matrices_come_back_out_of_their_pool() -> None:
-    before = matrices()
-    after = pooled("window", before)
+@every_codec
+def test_matrices_come_back_out_of_their_pool(codec: str) -> None:
+    before = matrices(codec)
+    after = pooled(codec, before)
     assert [t.is_dense for t in after] == [False, False, True, False, False]
     assert sum("verbatim" in t.arrays for t in before) == 2
     for one, other in zip(before, after, strict=True):
@@ -55,14 +59,15 @@ def test_matrices_come_back_out_of_their_pool() -> None:
         )
 
 
-def test_a_pool_holds_what_its_matrices_say() -> None:
-    after = [t for t in pooled("window", matrices()) if not t.is_dense]
+@every_codec
+def test_a_pool_holds_what_its_matrices_say(codec: str) -> None:
+    after = [t for t in pooled(codec, matrices(codec)) if not t.is_dense]
     assert all(t.arrays is after[0].arrays for t in after)
     held = sum(array.nbytes for array in after[0].arrays.values())
     assert sum(t.nbytes for t in after) == held
     # Slots of a pool with verbatim tiles and longer records aside, nobody pays for the neighbours.
     record = after[0].arrays["escapes"].shape[-1]
-    for one, other in zip([t for t in matrices() if not t.is_dense], after, strict=True):
+    for one, other in zip([t for t in matrices(codec) if not t.is_dense], after, strict=True):
         slots = 0 if "slot" in one.arrays else 4 * one.tiles
         escapes = one.arrays["escapes"]
         padding = 4 * (record * escapes[..., 0].size - escapes.size)
@@ -70,6 +75,9 @@ def test_a_pool_holds_what_its_matrices_say() -> None:
 
 
 def test_one_matrix_alone_and_dense_ones_stay_as_they_are() -> None:
-    alone, dense = make(128, 256, 1), encode(np.zeros((64, 128), jnp.bfloat16), "bf16", TILE)
+    alone, dense = (
+        make("window", 128, 256, 1),
+        encode(np.zeros((64, 128), jnp.bfloat16), "bf16", TILE),
+    )
     assert pooled("window", [alone]) == (alone,)
     assert pooled("bf16", [dense, dense]) == (dense, dense)

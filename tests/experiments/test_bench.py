@@ -100,7 +100,10 @@ def test_what_each_suite_measures(records: dict[str, dict[str, Any]]) -> None:
             ("decode_into_pages", "window", 11),
         ],
         "step": [("step", "bf16", None), ("step", "window", 11)],
-        "encode": [("encode", "window", width) for width in (11, 8, 16)],
+        "encode": [
+            *(("encode", "window", width) for width in (11, 8, 16)),
+            ("encode", "rans", None),
+        ],
     }
     half = records["matmul"]["rows"][-2]
     none, full = (records["matmul"]["rows"][place]["seconds"] for place in (-3, -1))

@@ -48,8 +48,11 @@ def make_model(kind):
     if kind == "dense window":
         # Every bit pattern is equally likely: no tile is worth compressing.
         return encode_weights(CONFIG, random_weights(CONFIG), "window", TILE, {}, byte_tokenizer())
-    model = random_model(WIDE, 0, "window", TILE, {"width": 8})
-    if kind == "window":
+    codec, options = ("window", {"width": 8})
+    if "rans" in kind:
+        codec, options = "rans", {"probability_bits": 10}
+    model = random_model(WIDE, 0, codec, TILE, options)
+    if kind in ("window", "rans"):
         return model
     weights = {}
     for parameter, weight in walk(WIDE, model.parameters):
@@ -57,7 +60,7 @@ def make_model(kind):
         weights[parameter.huggingface] = np.array(plain)
     noise = np.random.default_rng(0).integers(0, 2**16, (64, 128), np.uint16)
     weights["model.layers.0.mlp.up_proj.weight"][64:] = noise.view(ml_dtypes.bfloat16)
-    return encode_weights(WIDE, weights, "window", TILE, {"width": 8})
+    return encode_weights(WIDE, weights, codec, TILE, options)
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +114,14 @@ def assert_same(one, other):
         assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
 
 
-@pytest.mark.parametrize("kind", ["bf16", "window", "dense window", "verbatim"])
+@pytest.mark.parametrize(
+    "kind", ["bf16", "window", "dense window", "verbatim", "rans", "verbatim rans"]
+)
 def test_a_model_survives_saving_and_reading(kind, tmp_path):
     model = make_model(kind)
     stored = {name for t in model.matrices.values() for name in t.arrays}
     assert ("dense" in stored) == (kind in ("bf16", "dense window"))
-    if kind == "verbatim":
+    if kind.startswith("verbatim"):
         assert model.matrices["layers.0.mlp.up"].arrays["verbatim"].shape[0] == 1
     codecjax.save(model, tmp_path / "checkpoint")
     read = read_checkpoint(tmp_path / "checkpoint")
@@ -151,6 +156,13 @@ def test_other_folders_are_not_overwritten(window, tmp_path):
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
+def flip_a_bit_of_the_gate(checkpoint, array, place):
+    def flip(arrays):
+        arrays["layers.0.mlp.gate"][array][place] ^= 1
+
+    rewrite_arrays(checkpoint, flip)
+
+
 @pytest.mark.parametrize(
     ("array", "place", "tile"),
     [
@@ -160,12 +172,26 @@ def test_other_folders_are_not_overwritten(window, tmp_path):
     ],
 )
 def test_a_flipped_bit_names_the_matrix_and_the_tile(copied, array, place, tile):
-    def flip(arrays):
-        arrays["layers.0.mlp.gate"][array][place] ^= 1
-
-    rewrite_arrays(copied, flip)
+    flip_a_bit_of_the_gate(copied, array, place)
     with pytest.raises(UserError, match=rf"tile {tile} of layers\.0\.mlp\.gate in .*checksum"):
         read_checkpoint(copied)
+
+
+@pytest.mark.parametrize(
+    ("array", "place", "tile"),
+    [
+        ("states", (1, 0, 77), 1),
+        ("starts", (0, 0, 3), 0),
+        ("stream", (40,), 0),
+        ("stream", (-1,), 1),
+        ("table", (0, 500), 0),
+    ],
+)
+def test_a_flipped_bit_of_coded_symbols_is_found(array, place, tile, tmp_path):
+    save(make_model("rans"), tmp_path / "checkpoint")
+    flip_a_bit_of_the_gate(tmp_path / "checkpoint", array, place)
+    with pytest.raises(UserError, match=rf"tile {tile} of layers\.0\.mlp\.gate in .*checksum"):
+        read_checkpoint(tmp_path / "checkpoint")
 
 
 @pytest.mark.parametrize("slot", [0, 2**30])
@@ -275,7 +301,7 @@ def test_a_truncated_data_file_names_a_weight(copied):
         (lambda manifest: manifest.update(version=2), "format version 2.*version 1"),
         (lambda manifest: manifest.update(format="zip"), "not of a codecjax checkpoint"),
         (lambda manifest: manifest["codec"].update(version=7), "version 7 of codec 'window'"),
-        (lambda manifest: manifest["codec"].update(name="rans"), "unknown codec 'rans'"),
+        (lambda manifest: manifest["codec"].update(name="zip"), "unknown codec 'zip'"),
         (lambda manifest: manifest["codec"].update(options={"width": 9}), "width 9"),
         (lambda manifest: manifest["config"].update(intermediate_size=120), r"gate .*\[120, 128\]"),
         (lambda manifest: manifest["config"].update(num_hidden_layers=2), r"layers\.1\..*missing"),

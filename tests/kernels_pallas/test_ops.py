@@ -1,5 +1,8 @@
 """The public ops: which implementation runs, and what they refuse."""
 
+import dataclasses
+import importlib
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -26,6 +29,21 @@ def test_asking_for_mosaic_gpu_without_a_gpu_says_why() -> None:
     with pytest.raises(UserError, match="cannot run here"):
         codecjax.matmul(activations(1, 512, 0), t, implementation=MOSAIC_GPU)
     assert kernels_pallas.resolve(None) == XLA
+
+
+def test_a_codec_without_a_kernel_is_refused_and_never_decoded_by_another_implementation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The package has a function of that name.
+    module = importlib.import_module("kernels_pallas.implementations")
+    monkeypatch.setattr(module, "_mosaic_gpu_obstacle", lambda: None)
+    t = dataclasses.replace(CASES[0], codec="rans", tile=(64, 128)).tiled()
+    for implementation in (MOSAIC_GPU, None):
+        sentence = "'mosaic_gpu' has no kernel for codec 'rans': ask for implementation 'xla'"
+        with pytest.raises(UserError, match=sentence):
+            kernels_pallas.decode(t, implementation=implementation)
+        with pytest.raises(UserError, match=sentence):
+            codecjax.matmul(activations(1, t.shape[1], 0), t, implementation=implementation)
 
 
 def test_unknown_implementation_is_named() -> None:
