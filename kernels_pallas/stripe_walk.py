@@ -19,16 +19,13 @@ from codecjax.codecs import window_layout
 from codecjax.codecs.window_layout import REGISTERS
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS
 from kernels_pallas.emit import LANE_LAYOUT, LANES
+from kernels_pallas.row_major import ORDER, UNORDERED, VECTOR, place_in_rows
 from kernels_pallas.unit_stream import UnitStream
 from kernels_pallas.unit_walk import UnitWalk
 from kernels_pallas.warps import WARP_LANES, WARPS, Choice, Warps
 
 STRIPE_ROWS = UNIT_ROWS // WARPS
 Words = tuple[jax.Array, ...]
-# Words that a lane loads at a time from row-major weights.
-_VECTOR = 4
-# Registers among the transposed words, which are by group of 32 columns, half and 8 columns.
-_ORDER = tuple(8 * (j // 8) + 4 * (j % 2) + j % 8 // 2 for j in range(REGISTERS))
 
 
 def _u32(value: Any) -> jax.Array:
@@ -127,7 +124,7 @@ class StripeWalk:
             columns = stream.units_across * UNIT_COLUMNS
             index, offsets = self._in_rows(row, place.unit, columns)
             return self.walk.choose(
-                lambda source: self.warps.load(refs[f"dense.{source}"], index, offsets, _VECTOR)
+                lambda source: self.warps.load(refs[f"dense.{source}"], index, offsets, VECTOR)
             )
         if not stream.buffered:
             return self.walk.choose(lambda source: self._words(source, place))
@@ -136,26 +133,7 @@ class StripeWalk:
     def _in_rows(
         self, row: jax.Array, unit: jax.Array, columns: int
     ) -> tuple[jax.Array, list[int]]:
-        """Where row-major weights have what becomes the lane's registers once it is transposed.
-
-        Four lanes have the same rows. Loaded one by one, two neighbouring weights a lane, their
-        registers would be 32 loads of 16 bytes from each row; so each lane loads 8 weights at a
-        time, of all four.
-
-        Args:
-          row, unit: uint32[128], the unit's first row and its column of units.
-          columns: of all weights.
-
-        Returns:
-          uint32[128], the word of the lane's first load; and all loads' offsets from it.
-        """
-        pairs = columns // 2
-        lane = self._lane
-        index = (row + window_layout.row_of(lane, _u32(0))) * _u32(pairs)
-        index += unit * _u32(UNIT_COLUMNS // 2) + lane % _u32(4) * _u32(_VECTOR)
-        return index, [
-            8 * pairs * half + 4 * _VECTOR * group for group in range(4) for half in range(2)
-        ]
+        return place_in_rows(self._lane, row, unit, columns)
 
     def _in_tile(self, number: jax.Array, place: StripePlace) -> tuple[jax.Array, list[int]]:
         """`_in_rows` of the page or verbatim tile of that number, uint32[128]."""
@@ -198,11 +176,11 @@ class StripeWalk:
         chosen: list[jax.Array] = []
         if f"verbatim.{source}" in refs:
             index, weights = self._in_tile(_u32(0xFFFFFFFF) - place.slot, place)
-            choices.insert(0, Choice(refs[f"verbatim.{source}"], index, tuple(weights), _VECTOR))
+            choices.insert(0, Choice(refs[f"verbatim.{source}"], index, tuple(weights), VECTOR))
             chosen.insert(0, place.verbatim)
         if stream.paged:
             index, weights = self._in_tile(place.entry, place)
-            choices.insert(0, Choice(refs["pages"], index, tuple(weights), _VECTOR))
+            choices.insert(0, Choice(refs["pages"], index, tuple(weights), VECTOR))
             chosen.insert(0, place.resident)
         found = self.warps.load_one_of(choices, [_flag(each) for each in chosen], REGISTERS)
         compressed = ~(place.resident | place.verbatim)
@@ -218,7 +196,7 @@ class StripeWalk:
         stream = self.walk.stream
         if stream.width is None:
             transposed = self.warps.transpose(fetched)
-            return tuple(transposed[each] for each in _ORDER)
+            return tuple(transposed[each] for each in ORDER)
         count = REGISTERS if stream.buffered else self._word_count
         compressed = ~(place.resident | place.verbatim)
         registers = tuple(
@@ -229,7 +207,7 @@ class StripeWalk:
                 self.bias,
                 stream.width,
                 _flag(compressed) if stream.buffered else None,
-                _ORDER,
+                ORDER,
             )
         )
         if stream.paged:
@@ -242,7 +220,7 @@ class StripeWalk:
         page, pages = _u32(0xFFFFFFFE) - place.entry, self.walk.refs["pages"]
         if not self.warps.interpret:
             index, offsets = self._in_tile(page, place)
-            weights = [registers[_ORDER.index(each)] for each in range(REGISTERS)]
+            weights = [registers[each] for each in UNORDERED]
             self.warps.store_transposed(pages, index, offsets, weights, _flag(told))
             return
         down = jax.lax.rem(self.walk.row, self.walk.stream.tile[0] // UNIT_ROWS)
