@@ -1,9 +1,7 @@
 """Decode of codec `rans` as a Mosaic GPU kernel: each warpgroup decodes one coded group.
 
-A warp's lanes hold the next words of its stream in registers and hand them to whichever lanes
-need them, so that no step waits for device memory. What a lane has decoded of a unit it stores by
-itself, eight weights of a row at a time. Warpgroups of a CTA share the matrix's table in shared
-memory, and nothing else.
+What a lane has decoded of a unit it stores by itself, eight weights of a row at a time.
+Warpgroups of a CTA share the matrix's table in shared memory, and nothing else.
 """
 
 import dataclasses
@@ -21,15 +19,18 @@ from codecjax.codecs.window_pool import place_of, verbatim_tiles
 from codecjax.tiles import DECODE, UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix, units_per_tile
 from kernels_pallas.emit import LANE_LAYOUT
 from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
+from kernels_pallas.rans_lanes import STEPS, RansLanes, table_shape
 from kernels_pallas.row_major import load_unit, store_unit
 from kernels_pallas.warps import WARP_LANES, Warps
 
-_TABLE_COLUMNS = 128
 _BYTE_WORDS = 16
 _SPREAD = 1 << 7 | 1 << 23
-# Steps that are decoded before bytes are merged with exponents, and how far they are ahead.
-_STEPS = 4
-_LAG = 8
+
+
+def _exponents(symbol: jax.Array) -> jax.Array:
+    """The two digits in a symbol's lowest byte where bf16 has exponents."""
+    low = (symbol & jnp.uint32(0xF)) << jnp.uint32(7)
+    return low | (symbol & jnp.uint32(0xF0)) << jnp.uint32(19)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,16 +109,16 @@ def _run(
     down, across = t.tile[0] // UNIT_ROWS, t.tile[1] // UNIT_COLUMNS
     units = rans.units_of_group(t.tile)
     groups = units_per_tile(t.tile) // units
-    slots = t.arrays["table"].shape[-1]
+    bits = t.arrays["table"].shape[-1].bit_length() - 1
     record = t.arrays["escapes"].shape[-1]
     counted = residency is not None
     paged = residency is not None and residency.pages is not None
     verbatim = verbatim_tiles(t) > 0
     padded = (t.unit_grid[0] * UNIT_ROWS, t.unit_grid[1] * UNIT_COLUMNS)
     operands: dict[str, Any] = {
-        name: t.arrays[name] for name in ("words", "escapes", "base", "states", "starts", "stream")
+        name: t.arrays[name]
+        for name in ("words", "escapes", "base", "states", "starts", "stream", "table")
     }
-    operands["table"] = t.arrays["table"].reshape(-1, slots // _TABLE_COLUMNS, _TABLE_COLUMNS)
     if verbatim:
         operands |= {name: t.arrays[name] for name in ("slot", "verbatim")}
     if residency is not None:
@@ -127,22 +128,21 @@ def _run(
     names = tuple(operands)
     in_all = t.tiles * groups
 
-    def body(*refs: Any, table: Any, arrived: Any) -> None:
+    def body(*refs: Any, table: Any, rings: Any, arrived: Any) -> None:
         bound = dict(zip((*names, *(("dense",) if mode.dense else ())), refs, strict=True))
         mine = jax.lax.axis_index("warpgroup")
         number = jax.lax.axis_index("cta") * config.warpgroups + mine
-
-        @pl.when(mine == 0)
-        def _() -> None:
-            plgpu.copy_gmem_to_smem(bound["table"].at[place.first_table], table, arrived)
-
+        lanes = RansLanes(warps, bits, table, rings.at[mine], bound["stream"])
+        lanes.fill_table(bound["table"].at[place.first_table], _exponents, mine, config.warpgroups)
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(arrived)
         plgpu.barrier_wait(arrived)
 
         @pl.when(number < in_all)
         def _() -> None:
-            group(bound, table, number // groups, jax.lax.rem(number, groups))
+            group(bound, lanes, number // groups, jax.lax.rem(number, groups))
 
-    def group(bound: dict[str, Any], table: Any, tile: jax.Array, part: jax.Array) -> None:
+    def group(bound: dict[str, Any], lanes: RansLanes, tile: jax.Array, part: jax.Array) -> None:
         """Does what is to be done with one group of a tile."""
         entry, slot = jnp.int32(DECODE), tile + place.first_slot
         if paged:
@@ -154,7 +154,7 @@ def _run(
 
         @pl.when(wanted)
         def _decode() -> None:
-            decode_group(bound, table, tile, part, slot, entry)
+            decode_group(bound, lanes, tile, part, slot, entry)
 
         if mode.dense and verbatim:
 
@@ -206,7 +206,7 @@ def _run(
 
     def decode_group(
         bound: dict[str, Any],
-        table: Any,
+        lanes: RansLanes,
         tile: jax.Array,
         part: jax.Array,
         slot: jax.Array,
@@ -226,7 +226,6 @@ def _run(
             )
 
         def decode_unit(step: jax.Array, carry: Any) -> Any:
-            state, window = carry
             unit = part * units + step
             at = (slot * (down * across) + unit).astype(jnp.uint32)
             index = at * jnp.uint32(_BYTE_WORDS * LANES) + lane
@@ -237,32 +236,17 @@ def _run(
                 inside = jnp.minimum(warps.lane() + jnp.uint32(start), jnp.uint32(record - 1))
                 records += warps.load(bound["escapes"], at * jnp.uint32(record) + inside, [0])
             bias = bias_of(unit // across)
-            entries: list[jax.Array] = []
             registers: list[jax.Array] = []
-            for _ in range(0, window_layout.REGISTERS, _STEPS):
-                state, window, found = warps.rans_steps(
-                    state, window, table, bound["stream"], _STEPS
-                )
-                entries += found
-                # The bytes have had some steps' time to come.
-                while len(registers) < len(entries) - _LAG:
-                    registers.append(register(len(registers), entries, bytes_, bias))
-            while len(registers) < len(entries):
-                registers.append(register(len(registers), entries, bytes_, bias))
+            for _ in range(0, window_layout.REGISTERS, STEPS):
+                carry, exponents = lanes.steps(carry)
+                for exponent in exponents:
+                    half = len(registers) % 2
+                    spread = warps.spread(bytes_[len(registers) // 2], bool(half))
+                    registers.append(warps.merge(spread, exponent + bias[half]))
             put(bound, tile, unit, entry, warps.patch_warp(registers, records, warp, bias))
-            return jax.tree.map(lambda each: plgpu.layout_cast(each, LANE_LAYOUT), (state, window))
+            return tuple(plgpu.layout_cast(each, LANE_LAYOUT) for each in carry)
 
-        def register(
-            number: int, entries: list[jax.Array], bytes_: list[jax.Array], bias: Any
-        ) -> jax.Array:
-            entry = entries[number]
-            digits = (entry & jnp.uint32(0xF)) << jnp.uint32(7)
-            digits |= (entry & jnp.uint32(0xF0)) << jnp.uint32(19)
-            spread = warps.spread(bytes_[number // 2], bool(number % 2))
-            return warps.merge(spread, digits + bias[number % 2])
-
-        window = warps.open_stream(bound["stream"], position)
-        carry = jax.tree.map(lambda each: plgpu.layout_cast(each, LANE_LAYOUT), (state, window))
+        carry = tuple(plgpu.layout_cast(each, LANE_LAYOUT) for each in lanes.open(state, position))
         jax.lax.fori_loop(0, units, decode_unit, carry)
 
     kernel = plgpu.kernel(
@@ -273,8 +257,9 @@ def _run(
         num_threads=config.warpgroups,
         thread_name="warpgroup",
         scratch_types={
-            "table": plgpu.SMEM((slots // _TABLE_COLUMNS, _TABLE_COLUMNS), jnp.uint32),
-            "arrived": plgpu.Barrier(),
+            "table": plgpu.SMEM(table_shape(bits, config.warpgroups), jnp.uint32),
+            "rings": plgpu.SMEM((config.warpgroups, RansLanes.rings_size()), jnp.uint32),
+            "arrived": plgpu.Barrier(num_arrivals=config.warpgroups),
         },
         compiler_params=LANE_SEMANTICS,
         interpret=interpreter(interpret),

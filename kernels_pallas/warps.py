@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax._src.lib.mlir import ir
 from jax._src.lib.mlir.dialects import arith, llvm, scf
 from jax.experimental.mosaic.gpu import utils as mgpu_utils
@@ -23,7 +22,6 @@ from kernels_pallas.emit import (
     emit_transpose,
     emit_unpack,
     from_scalar,
-    ptx,
     scalar,
     shuffle,
 )
@@ -32,7 +30,7 @@ from kernels_pallas.lanes import Lanes
 WARP_LANES = 32
 WARPS = LANES // WARP_LANES
 # One uint32 a lane.
-_WORDS = plgpu.ShapeDtypeStruct((LANES,), jnp.uint32, layout=LANE_LAYOUT)
+WORDS_TYPE = plgpu.ShapeDtypeStruct((LANES,), jnp.uint32, layout=LANE_LAYOUT)
 
 
 def _word() -> ir.Type:
@@ -131,7 +129,7 @@ class Warps(Lanes):
                 pairs = zip(words, found, strict=True)
                 found = [jnp.where(here != 0, one, other) for one, other in pairs]
             return found
-        words = [_WORDS] * count
+        words = [WORDS_TYPE] * count
         types = (
             *(plgpu.RefType(), LANE_LAYOUT) * len(choices),
             *(LANE_LAYOUT,) * len(chosen),
@@ -221,6 +219,24 @@ class Warps(Lanes):
 
         apply(ref, self.index(), index, where, *words)
 
+    def store_shared(self, ref: Any, index: jax.Array, words: Sequence[jax.Array]) -> None:
+        """Stores lanes' neighbouring words from `index` on, uint32[128] each, in shared memory."""
+
+        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (1 + len(words))))
+        def apply(_: Any, ref: ir.Value, *arrays: Any) -> None:
+            index, *values = (scalar(array.registers.item()) for array in arrays)
+            base = llvm.ptrtoint(_word(), mgpu_utils.memref_ptr(ref))
+            address = arith.addi(base, arith.shli(index, arith.constant(_word(), 2)))
+            for number, value in enumerate(values):
+                mgpu_utils.inline_ptx(
+                    f"st.shared.b32 [$0+{4 * number}], $1;",
+                    address,
+                    value,
+                    has_side_effects=True,
+                )
+
+        apply(ref, index, *words)
+
     def transpose(self, words: Sequence[jax.Array]) -> list[jax.Array]:
         """Transposes 4 words of each of 4 neighbouring lanes: word i of lane j to word j of lane i.
 
@@ -230,7 +246,7 @@ class Warps(Lanes):
         if self.interpret:
             fours = jnp.stack(words).reshape(-1, 4, LANES // 4, 4)
             return list(fours.swapaxes(1, 3).reshape(-1, LANES))
-        results = [_WORDS] * len(words)
+        results = [WORDS_TYPE] * len(words)
 
         @plgpu.inline_mgpu(arg_types=(LANE_LAYOUT,) * (1 + len(words)), return_type=results)
         def apply(_: Any, *arrays: Any) -> Any:
@@ -272,7 +288,7 @@ class Warps(Lanes):
                 jnp.where(compressed != 0, one, transposed[place])
                 for one, place in zip(decoded, order, strict=True)
             ]
-        registers = [_WORDS] * window_layout.REGISTERS
+        registers = [WORDS_TYPE] * window_layout.REGISTERS
         operands = [self.index(), warp, *bias, *record, *words]
         if compressed is not None:
             operands.append(compressed)
@@ -316,7 +332,7 @@ class Warps(Lanes):
         """
         if self.interpret:
             return _patch_warps(jnp.stack(registers), jnp.stack(record), warp)
-        parts, results = len(record), [_WORDS] * len(registers)
+        parts, results = len(record), [WORDS_TYPE] * len(registers)
         operands = [self.index(), warp, *bias, *record, *registers]
 
         @plgpu.inline_mgpu(arg_types=(LANE_LAYOUT,) * len(operands), return_type=results)
@@ -328,79 +344,6 @@ class Warps(Lanes):
             return [from_scalar(value) for value in patched]
 
         return list(apply(*operands))
-
-    def open_stream(self, stream: Any, position: jax.Array) -> tuple[jax.Array, ...]:
-        """What `rans_steps` carries of each warp's stream from a position on, uint32[128] each.
-
-        The warp's lanes hold 192 words of it, two in each of three registers, of which the last
-        is asked for so early that it has come when its turn comes.
-
-        Args:
-          stream: uint16[LENGTH] ref in device memory, LENGTH even.
-          position: uint32[128], the same for all of a warp: the first word's.
-
-        Returns:
-          place of the next word among those held; the three registers; which pair of words of
-          the stream each lane will hold next.
-        """
-        words = _stream_pairs(stream)
-        first = jnp.minimum(position >> 1, jnp.uint32(words)) + self.lane()
-        held = [self._pair_of(stream, first + jnp.uint32(WARP_LANES * part)) for part in range(3)]
-        return (position & jnp.uint32(1), *held, first + jnp.uint32(3 * WARP_LANES))
-
-    def _pair_of(self, stream: Any, number: jax.Array) -> jax.Array:
-        """uint32[128]: pairs of words of a stream; the last pair for any number beyond."""
-        last = jnp.uint32(_stream_pairs(stream) - 1)
-        return self.load(stream, jnp.minimum(number, last), [0])[0]
-
-    def rans_steps(
-        self, state: jax.Array, window: Sequence[jax.Array], table: Any, stream: Any, steps: int
-    ) -> tuple[jax.Array, tuple[jax.Array, ...], list[jax.Array]]:
-        """Decodes some steps of `rans_coder`, each warp of its own stream.
-
-        Args:
-          state: uint32[128].
-          window: of the stream, as `open_stream` or the steps before leave it.
-          table: uint32 ref in shared memory, 2**bits long in all.
-          stream: uint16[LENGTH] ref in device memory, of which nothing beyond is read.
-          steps: how many.
-
-        Returns:
-          state and window afterwards, and each step's table entries, uint32[128]: the symbol is
-          their lowest byte.
-        """
-        bits = int(np.prod(table.shape)).bit_length() - 1
-        if self.interpret:
-            return _rans_steps(self, state, window, table[...].reshape(-1), stream, steps, bits)
-        pairs = _stream_pairs(stream)
-
-        @plgpu.inline_mgpu(
-            arg_types=(plgpu.RefType(), plgpu.RefType(), *(LANE_LAYOUT,) * 6),
-            return_type=[_WORDS] * (6 + steps),
-        )
-        def apply(_: Any, table: ir.Value, stream: ir.Value, *arrays: Any) -> Any:
-            carried = [scalar(array.registers.item()) for array in arrays]
-            long = ir.IntegerType.get_signless(64)
-            table = llvm.ptrtoint(_word(), mgpu_utils.memref_ptr(table))
-            stream = llvm.ptrtoint(long, mgpu_utils.memref_ptr(stream))
-            lower = ptx("mov.u32 $0, %lanemask_lt;")()
-            entries = []
-            for _ in range(steps):
-                entry, *carried = mgpu_utils.inline_ptx(
-                    _RANS_STEP % {"mask": (1 << bits) - 1, "bits": bits, "pairs": pairs},
-                    *carried,
-                    table,
-                    stream,
-                    lower,
-                    result_types=[_word()] * 7,
-                    has_side_effects=True,
-                    convergent=True,
-                )
-                entries.append(entry)
-            return [from_scalar(value) for value in (*carried, *entries)]
-
-        found = apply(table, stream, state, *window)
-        return found[0], tuple(found[1:6]), list(found[6:])
 
     def multiply_in_warp(
         self, sums: Sequence[jax.Array], weights: Sequence[jax.Array], x: Sequence[jax.Array]
@@ -438,63 +381,6 @@ class Warps(Lanes):
             return [from_scalar(total, is_signed=None) for total in totals]
 
         return list(apply(*sums, *weights, *x))
-
-
-# One step of one lane. Results: $0 the entry; $1 the state; $2 to $6 the window of the stream.
-# Arguments: $7 to $12 state and window, $13 and $14 the addresses of table and stream, $15 the
-# mask of lower lanes. A warp whose next word is beyond the first of its three registers moves on.
-_RANS_STEP = """{
-    .reg .b32 a, b, f, x, m, r, w; .reg .b64 p; .reg .pred need, on, more;
-    and.b32 a, $7, %(mask)d; shl.b32 a, a, 2; add.u32 a, a, $13; ld.shared.b32 $0, [a];
-    bfe.u32 f, $0, 8, 12; shr.b32 a, $0, 20; shr.b32 x, $7, %(bits)d; mad.lo.u32 x, f, x, a;
-    setp.lt.u32 need, x, 65536; vote.sync.ballot.b32 m, need, 0xffffffff;
-    and.b32 r, m, $15; popc.b32 r, r; add.u32 r, r, $8; shr.b32 b, r, 1;
-    shfl.sync.idx.b32 a, $9, b, 0x1f, 0xffffffff; shfl.sync.idx.b32 b, $10, b, 0x1f, 0xffffffff;
-    setp.ge.u32 on, r, 64; selp.b32 w, b, a, on;
-    and.b32 r, r, 1; mad.lo.u32 r, r, 0x22, 0x4410; prmt.b32 w, w, 0, r;
-    mov.b32 $1, x; @need prmt.b32 $1, w, x, 0x5410;
-    popc.b32 m, m; add.u32 m, m, $8; setp.ge.u32 on, m, 64;
-    selp.b32 $3, $10, $9, on; selp.b32 $4, $11, $10, on;
-    and.b32 $2, m, 63; mov.b32 $5, $11; mov.b32 $6, $12;
-    setp.lt.and.u32 more, $12, %(pairs)d, on;
-    mul.wide.u32 p, $12, 4; add.u64 p, p, $14; @more ld.global.nc.b32 $5, [p];
-    @on add.u32 $6, $12, 32; }"""
-
-
-def _stream_pairs(stream: Any) -> int:
-    return int(stream.shape[0]) // 2
-
-
-def _rans_steps(
-    warps: Warps,
-    state: jax.Array,
-    window: Sequence[jax.Array],
-    table: jax.Array,
-    stream: Any,
-    steps: int,
-    bits: int,
-) -> tuple[jax.Array, tuple[jax.Array, ...], list[jax.Array]]:
-    place, first, second, third, following = window
-    entries = []
-    for _ in range(steps):
-        entry = table[state & jnp.uint32((1 << bits) - 1)]
-        entries.append(entry)
-        state = ((entry >> 8) & 0xFFF) * (state >> bits) + (entry >> 20)
-        need = (state < 1 << 16).reshape(WARPS, WARP_LANES)
-        count = jnp.cumsum(need, axis=-1, dtype=jnp.uint32)
-        number = place + (count - need).reshape(-1)
-        held = jnp.concatenate([each.reshape(WARPS, WARP_LANES) for each in (first, second)], 1)
-        pair = jnp.take_along_axis(held, (number >> 1).reshape(WARPS, WARP_LANES), axis=1)
-        word = (pair.reshape(-1) >> 16 * (number & 1)) & 0xFFFF
-        state = jnp.where(need.reshape(-1), state << 16 | word, state)
-        place += jnp.repeat(count[:, -1], WARP_LANES)
-        on = place >= 2 * WARP_LANES
-        place = place & (2 * WARP_LANES - 1)
-        first, second = jnp.where(on, second, first), jnp.where(on, third, second)
-        more = on & (following < _stream_pairs(stream))
-        third = jnp.where(more, warps._pair_of(stream, following), third)
-        following = jnp.where(on, following + WARP_LANES, following)
-    return state, (place, first, second, third, following), entries
 
 
 def _reader(record: Sequence[ir.Value]) -> Callable[[ir.Value], ir.Value]:

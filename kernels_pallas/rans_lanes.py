@@ -1,0 +1,265 @@
+"""Steps of `rans_coder` on a GPU: a state a lane, a stream a warp.
+
+What decoding costs is instructions, not memory: 20 of them for two weights. So a table in shared
+memory has an entry's fields apart, and with them what the symbol means to its codec; and each
+warp has the next words of its stream in a *ring* in shared memory, which is filled ahead every
+few steps with what was asked for long before.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax._src.lib.mlir import ir
+from jax._src.lib.mlir.dialects import llvm
+from jax.experimental.mosaic.gpu import utils as mgpu_utils
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from codecjax.codecs.rans_coder import LANES, WARP_LANES, WARPS
+from kernels_pallas.emit import LANE_LAYOUT, from_scalar, ptx, scalar
+from kernels_pallas.warps import WORDS_TYPE, Warps
+
+# Steps between two looks at the ring. They take up to 32 words each.
+STEPS = 8
+# Bytes of a ring, and what it is filled with at a time: the words that STEPS may take.
+_RING, _BLOCK = 2048, 2 * WARP_LANES * STEPS
+_LOADS = _BLOCK // (4 * WARP_LANES)
+_FIRST_BLOCKS = 3
+# A ring that begins at a multiple of its size needs no addition to wrap around.
+RING_WORDS = _RING // 4
+Expand = Callable[[jax.Array], jax.Array]
+Carry = tuple[jax.Array, ...]
+
+# The results are the symbol's meaning, state and position in bytes; the arguments state, position,
+# addresses of table and ring, and the mask of lower lanes.
+_STEP = """{{
+    .reg .b32 a, f, x, m, r; .reg .pred need;
+    and.b32 a, $3, {mask}; shl.b32 a, a, 3; add.u32 a, a, $5; ld.shared.v2.b32 {{f, $0}}, [a];
+    shr.b32 a, f, 16; and.b32 f, f, 0xffff; shr.b32 x, $3, {bits}; mad.lo.u32 x, f, x, a;
+    setp.lt.u32 need, x, 65536; vote.sync.ballot.b32 m, need, 0xffffffff;
+    and.b32 r, m, $7; popc.b32 r, r; shl.b32 r, r, 1; add.u32 r, r, $4;
+    and.b32 r, r, {last}; or.b32 r, r, $6; ld.shared.u16 a, [r];
+    mov.b32 $1, x; @need prmt.b32 $1, a, x, 0x5410;
+    popc.b32 m, m; shl.b32 m, m, 1; add.u32 $2, $4, m; }}"""
+
+_LOAD = """min.u32 a, n, {last_pair}; mul.wide.u32 p, a, 4; add.u64 p, p, {stream};
+    ld.global.nc.b32 {register}, [p]; add.u32 n, n, 32;"""
+
+
+@dataclasses.dataclass(frozen=True)
+class RansLanes:
+    """What the lanes of a warpgroup need to decode.
+
+    Attributes:
+      warps: operations on lanes.
+      bits: of probabilities.
+      table: uint32[2**bits, 2] ref in shared memory, see `fill_table`.
+      rings: uint32 ref in shared memory, `rings_size` long; the warpgroup's own.
+      stream: uint16[LENGTH] ref in device memory, LENGTH even.
+    """
+
+    warps: Warps
+    bits: int
+    table: Any
+    rings: Any
+    stream: Any
+
+    @staticmethod
+    def rings_size() -> int:
+        """Words of shared memory for a warpgroup's rings, and to align them."""
+        return (WARPS + 1) * RING_WORDS
+
+    def fill_table(self, entries: Any, expand: Expand, part: jax.Array, parts: int) -> None:
+        """Puts a part of the table into shared memory, before all warpgroups wait for all parts.
+
+        Args:
+          entries: uint32[2**bits] ref in device memory, as `rans_coder.decode_table` gives it.
+          expand: what an entry's symbol (its lowest byte) means, as uint32.
+          part: of so many `parts` of the table.
+        """
+        size = (1 << self.bits) // parts
+        for first in range(0, size, LANES):
+            slot = (part * size).astype(jnp.uint32) + jnp.uint32(first) + self.warps.index()
+            (entry,) = self.warps.load(entries, slot, [0])
+            fields = (entry >> jnp.uint32(8)) & jnp.uint32(0xFFF)
+            fields |= (entry >> jnp.uint32(20)) << jnp.uint32(16)
+            if self.warps.interpret:
+                rows = slice(first, first + LANES)
+                self.table[part, rows] = jnp.stack([fields, expand(entry)], axis=-1)
+            else:
+                self.warps.store_shared(self.table, slot * jnp.uint32(2), [fields, expand(entry)])
+
+    def open(self, state: jax.Array, position: jax.Array) -> Carry:
+        """What `steps` carries from a state on and a position, the same for all of a warp."""
+        if self.warps.interpret:
+            return state, position
+        pairs = int(self.stream.shape[0]) // 2
+
+        @plgpu.inline_mgpu(
+            arg_types=(plgpu.RefType(), plgpu.RefType(), *(LANE_LAYOUT,) * 2),
+            return_type=[WORDS_TYPE] * (3 + _LOADS),
+        )
+        def apply(_: Any, rings: ir.Value, stream: ir.Value, *arrays: Any) -> Any:
+            position, number = (scalar(array.registers.item()) for array in arrays)
+            at = 3 + _LOADS
+            loads = [
+                _LOAD.format(last_pair=pairs - 1, stream=f"${at + 1}", register=f"w{load}")
+                for load in range(_FIRST_BLOCKS * _LOADS)
+            ]
+            stores = [
+                f"st.shared.b32 [r+{4 * WARP_LANES * load}], w{load};"
+                for load in range(_FIRST_BLOCKS * _LOADS)
+            ]
+            ahead = [
+                _LOAD.format(last_pair=pairs - 1, stream=f"${at + 1}", register=f"${3 + load}")
+                for load in range(_LOADS)
+            ]
+            template = (
+                f"{{ .reg .b32 a, n, r, w<{_FIRST_BLOCKS * _LOADS}>; .reg .b64 p; "
+                f"shr.b32 n, ${at}, 1; min.u32 n, n, {pairs - 1}; "
+                f"and.b32 a, ${at + 3}, 31; add.u32 n, n, a; "
+                f"shl.b32 r, a, 2; add.u32 r, r, ${at + 2}; "
+                + " ".join((*loads, *ahead, *stores))
+                + f" and.b32 a, ${at}, 1; shl.b32 $0, a, 1; "
+                f"mov.b32 $1, {_FIRST_BLOCKS * _BLOCK}; mov.b32 $2, n; bar.warp.sync 0xffffffff; }}"
+            )
+            found = mgpu_utils.inline_ptx(
+                template,
+                position,
+                _address(stream),
+                self._ring(rings, number),
+                number,
+                result_types=[_word()] * (3 + _LOADS),
+                has_side_effects=True,
+                convergent=True,
+            )
+            return [from_scalar(value) for value in found]
+
+        return state, *apply(self.rings, self.stream, position, self.warps.index())
+
+    def steps(self, carry: Carry) -> tuple[Carry, list[jax.Array]]:
+        """Decodes STEPS steps: what to carry on, and what each step's symbol means."""
+        if self.warps.interpret:
+            return self._steps_in_jax(carry)
+        pairs = int(self.stream.shape[0]) // 2
+        count = len(carry)
+
+        @plgpu.inline_mgpu(
+            arg_types=(*(plgpu.RefType(),) * 3, *(LANE_LAYOUT,) * (1 + count)),
+            return_type=[WORDS_TYPE] * (count + STEPS),
+        )
+        def apply(_: Any, table: ir.Value, rings: ir.Value, stream: ir.Value, *arrays: Any) -> Any:
+            number, state, position, *filled = (scalar(array.registers.item()) for array in arrays)
+            ring, table = self._ring(rings, number), _address(table, shared=True)
+            filled = _refilled(position, filled, ring, _address(stream), number, pairs)
+            lower = ptx("mov.u32 $0, %lanemask_lt;")()
+            meanings = []
+            step = _STEP.format(mask=(1 << self.bits) - 1, bits=self.bits, last=_RING - 2)
+            for _ in range(STEPS):
+                meaning, state, position = mgpu_utils.inline_ptx(
+                    step,
+                    state,
+                    position,
+                    table,
+                    ring,
+                    lower,
+                    result_types=[_word()] * 3,
+                    has_side_effects=True,
+                    convergent=True,
+                )
+                meanings.append(meaning)
+            return [from_scalar(value) for value in (state, position, *filled, *meanings)]
+
+        found = apply(self.table, self.rings, self.stream, self.warps.index(), *carry)
+        return tuple(found[:count]), list(found[count:])
+
+    @staticmethod
+    def _ring(rings: ir.Value, number: ir.Value) -> ir.Value:
+        """Address of the lane's warp's ring."""
+        align = ptx(
+            f"{{ .reg .b32 a; add.u32 $0, $1, {_RING - 1}; and.b32 $0, $0, {-_RING}; "
+            f"shr.b32 a, $2, 5; and.b32 a, a, {WARPS - 1}; mad.lo.u32 $0, a, {_RING}, $0; }}"
+        )
+        return align(_address(rings, shared=True), number)
+
+    def _steps_in_jax(self, carry: Carry) -> tuple[Carry, list[jax.Array]]:
+        state, position = carry
+        table, stream = self.table[...].reshape(-1, 2), self.stream[...]
+        meanings = []
+        for _ in range(STEPS):
+            fields, meaning = table[state & jnp.uint32((1 << self.bits) - 1)].T
+            meanings.append(meaning)
+            state = (fields & 0xFFFF) * (state >> self.bits) + (fields >> 16)
+            need = (state < 1 << 16).reshape(WARPS, WARP_LANES)
+            count = jnp.cumsum(need, axis=-1, dtype=jnp.uint32)
+            place = position + (count - need).reshape(-1)
+            word = stream[jnp.minimum(place, jnp.uint32(stream.size - 1))].astype(jnp.uint32)
+            state = jnp.where(need.reshape(-1), state << 16 | word, state)
+            position += jnp.repeat(count[:, -1], WARP_LANES)
+        return (state, position), meanings
+
+
+def _word() -> ir.Type:
+    return ir.IntegerType.get_signless(32)
+
+
+def _address(ref: ir.Value, shared: bool = False) -> ir.Value:
+    kind = ir.IntegerType.get_signless(32 if shared else 64)
+    return llvm.ptrtoint(kind, mgpu_utils.memref_ptr(ref))
+
+
+def _refilled(
+    position: ir.Value,
+    filled: list[ir.Value],
+    ring: ir.Value,
+    stream: ir.Value,
+    number: ir.Value,
+    pairs: int,
+) -> list[ir.Value]:
+    """Puts the block that is at hand into a ring with room for it, and asks for the next.
+
+    Args:
+      position: in bytes from the ring's beginning, without wrapping.
+      filled: how far the ring is filled, in bytes likewise; the pair of words that the lane asks
+        for next; the block's words that the lane has.
+    """
+    registers = [f"${2 + load}" for load in range(_LOADS)]
+    first = 2 + _LOADS
+    at = first + 2 + _LOADS
+    copies = " ".join(f"mov.b32 ${place}, ${first + place};" for place in range(2 + _LOADS))
+    stores = " ".join(
+        f"st.shared.b32 [r+{4 * WARP_LANES * load}], {register};"
+        for load, register in enumerate(registers)
+    )
+    loads = " ".join(
+        _LOAD.format(last_pair=pairs - 1, stream=f"${at + 2}", register=register)
+        for register in registers
+    )
+    template = (
+        f"{{ .reg .b32 a, n, r; .reg .b64 p; .reg .pred full; {copies} "
+        f"sub.u32 a, $0, ${at}; setp.ge.u32 full, a, {2 * _BLOCK}; @full bra.uni done; "
+        f"bar.warp.sync 0xffffffff; and.b32 r, $0, {_RING - 1}; or.b32 r, r, ${at + 1}; "
+        f"and.b32 a, ${at + 3}, 31; shl.b32 a, a, 2; add.u32 r, r, a; {stores} "
+        f"add.u32 $0, $0, {_BLOCK}; mov.b32 n, $1; {loads} mov.b32 $1, n; "
+        "bar.warp.sync 0xffffffff; done: mov.b32 a, 0; }"
+    )
+    return list(
+        mgpu_utils.inline_ptx(
+            template,
+            *filled,
+            position,
+            ring,
+            stream,
+            number,
+            result_types=[_word()] * (2 + _LOADS),
+            has_side_effects=True,
+            convergent=True,
+        )
+    )
+
+
+def table_shape(bits: int, parts: int) -> tuple[int, ...]:
+    """Shape of the table's buffer in shared memory, filled in so many parts."""
+    return (parts, (1 << bits) // parts, 2)
