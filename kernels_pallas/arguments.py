@@ -5,7 +5,7 @@ from codecjax.tiles import Residency, TiledMatrix, units_per_tile
 from kernels_pallas.implementations import MOSAIC_GPU, XLA
 
 # Codecs whose tiles the Mosaic GPU kernels decode.
-_WITH_KERNELS = ("bf16", "window")
+_WITH_KERNELS = ("bf16", "rans", "window")
 
 
 def check_codec(codec: str, implementation: str) -> None:

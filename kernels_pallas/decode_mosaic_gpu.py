@@ -10,13 +10,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
-from kernels_pallas import tuning
+from kernels_pallas import rans_mosaic_gpu, tuning
 from kernels_pallas.lanes import Lanes
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
 from kernels_pallas.unit_stream import UnitStream
 from kernels_pallas.unit_walk import UnitWalk
 
 MAX_STEPS = 8
+RANS = "rans"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +75,18 @@ def decode(
     config: DecodeConfig | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, Residency | None]:
-    """bf16[OUT, K], reading resident tiles from their pages and filling pages as told."""
+    """bf16[OUT, K], reading resident tiles from their pages and filling pages as told.
+
+    Args:
+      t, residency, first_tile: as in `kernels_pallas.decode`.
+      config: how the work is cut, for codec window; None for what is known to be fast.
+      interpret: run in the Pallas interpreter.
+    """
     if t.is_dense:
         return t.arrays["dense"], residency
+    if t.codec == RANS:
+        assert config is None
+        return rans_mosaic_gpu.decode(t, residency, first_tile, interpret=interpret)
     return _decode(t, residency, first_tile, config, interpret)
 
 
@@ -91,6 +101,9 @@ def fill(
     """The residency with pages filled as told; tiles that fill none are not decoded."""
     if t.is_dense or residency.pages is None:
         return residency
+    if t.codec == RANS:
+        assert config is None
+        return rans_mosaic_gpu.fill(t, residency, first_tile, interpret=interpret)
     return _fill(t, residency, first_tile, config, interpret)
 
 

@@ -18,7 +18,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.errors import UserError
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
-from kernels_pallas import few_rows_mosaic_gpu, tuning
+from kernels_pallas import few_rows_mosaic_gpu, rans_mosaic_gpu, tuning
+from kernels_pallas.decode_mosaic_gpu import RANS
 from kernels_pallas.few_rows_mosaic_gpu import FewRowsConfig
 from kernels_pallas.lanes import SWIZZLE_TRANSFORMS, Lanes
 from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
@@ -95,8 +96,12 @@ def matmul(
     """float32[N, OUT] = bf16 x[N, K] times each decoded matrix, N <= 64.
 
     The matrices' tiles follow one another in the page table. Every sum has the same order
-    however its matrix is stored.
+    however its matrix is stored. What of a `rans` matrix is not resident is decoded to a dense
+    matrix first.
     """
+    overlaid = any(t.codec == RANS for t in matrices)
+    if overlaid:
+        matrices, residency = _decoded(matrices, residency, first_tile, interpret)
     units_down = sum(t.unit_grid[0] for t in matrices)
     units_across = matrices[0].unit_grid[1]
     config = config or choose_config(units_down, units_across, x.shape[0])
@@ -112,13 +117,35 @@ def matmul(
         together = [[t] for t in matrices]
     products: list[jax.Array] = []
     for group in together:
-        y, stream, residency = _product(x, group, residency, first_tile, config, interpret)
+        y, stream, residency = _product(
+            x, group, residency, first_tile, config, interpret, overlaid
+        )
         firsts = [part.first_row * UNIT_ROWS for part in stream.parts]
         products += [
             y[:, first : first + t.shape[0]] for t, first in zip(group, firsts, strict=True)
         ]
         first_tile += sum(t.tiles for t in group)
     return tuple(products), residency
+
+
+def _decoded(
+    matrices: Sequence[TiledMatrix],
+    residency: Residency | None,
+    first_tile: jax.Array,
+    interpret: bool,
+) -> tuple[list[TiledMatrix], Residency | None]:
+    """The matrices as dense ones, of which resident tiles are meaningless; and the residency."""
+    dense: list[TiledMatrix] = []
+    for t in matrices:
+        tiles = t.tiles
+        if not t.is_dense:
+            w, residency = rans_mosaic_gpu.decode(
+                t, residency, first_tile, missing_only=True, interpret=interpret
+            )
+            t = dataclasses.replace(t, arrays={"dense": w}, place=None)
+        dense.append(t)
+        first_tile += tiles
+    return dense, residency
 
 
 def _product(
@@ -128,12 +155,13 @@ def _product(
     first_tile: jax.Array,
     config: Config,
     interpret: bool,
+    overlaid: bool,
 ) -> tuple[jax.Array, UnitStream, Residency | None]:
     """The product with matrices that fit together, how it was streamed, and the residency."""
     stages = 1
     if isinstance(config, MatmulConfig):
         stages = min(config.stages, group[0].unit_grid[1] // config.splits)
-    stream, sources = UnitStream.of(group, residency, stages, Lanes(interpret))
+    stream, sources = UnitStream.of(group, residency, stages, Lanes(interpret), overlaid)
     if isinstance(config, MatmulConfig):
         run = functools.partial(_multiply, splits=config.splits)
     else:

@@ -18,12 +18,14 @@ from codecjax.codecs.rans_coder import LANES, WARPS
 from codecjax.codecs.window_pool import place_of, verbatim_tiles
 from codecjax.tiles import DECODE, UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix, units_per_tile
 from kernels_pallas.emit import LANE_LAYOUT
-from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
+from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
 from kernels_pallas.rans_lanes import STEPS, RansLanes, table_shape
 from kernels_pallas.row_major import load_unit, store_unit
 from kernels_pallas.warps import WARP_LANES, Warps
 
 _BYTE_WORDS = 16
+# Groups on each multiprocessor, from which a second warpgroup a CTA does not pay.
+_ENOUGH_GROUPS = 8
 _SPREAD = 1 << 7 | 1 << 23
 
 
@@ -41,7 +43,12 @@ class RansConfig:
       warpgroups: of a CTA, at most 8; they share a table.
     """
 
-    warpgroups: int = 4
+    warpgroups: int
+
+
+def choose_config(groups: int) -> RansConfig:
+    """One warpgroup a CTA where that alone makes enough work for all multiprocessors."""
+    return RansConfig(1 if groups >= _ENOUGH_GROUPS * SMS else 2)
 
 
 def decode(
@@ -50,7 +57,7 @@ def decode(
     first_tile: jax.Array,
     *,
     missing_only: bool = False,
-    config: RansConfig = RansConfig(),
+    config: RansConfig | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, Residency | None]:
     """bf16[OUT, K], reading resident tiles from their pages and filling pages as told.
@@ -59,7 +66,7 @@ def decode(
       t: of codec rans, not dense.
       residency, first_tile: as in `kernels_pallas.decode`.
       missing_only: whether to leave resident tiles out, as they happen to be.
-      config: how the work is cut.
+      config: how the work is cut; None for what is known to be fast.
       interpret: run in the Pallas interpreter.
     """
     mode = _Mode(dense=True, resident=not missing_only)
@@ -73,7 +80,7 @@ def fill(
     residency: Residency,
     first_tile: jax.Array,
     *,
-    config: RansConfig = RansConfig(),
+    config: RansConfig | None = None,
     interpret: bool = False,
 ) -> Residency:
     """The residency with pages filled as told; tiles that fill none are not decoded."""
@@ -102,13 +109,15 @@ def _run(
     residency: Residency | None,
     first_tile: jax.Array,
     mode: _Mode,
-    config: RansConfig,
+    config: RansConfig | None,
     interpret: bool,
 ) -> tuple[jax.Array | None, Residency | None]:
     warps, place = Warps(interpret), place_of(t)
     down, across = t.tile[0] // UNIT_ROWS, t.tile[1] // UNIT_COLUMNS
     units = rans.units_of_group(t.tile)
     groups = units_per_tile(t.tile) // units
+    config = config or choose_config(t.tiles * groups)
+    warpgroups = config.warpgroups
     bits = t.arrays["table"].shape[-1].bit_length() - 1
     record = t.arrays["escapes"].shape[-1]
     counted = residency is not None
@@ -131,9 +140,9 @@ def _run(
     def body(*refs: Any, table: Any, rings: Any, arrived: Any) -> None:
         bound = dict(zip((*names, *(("dense",) if mode.dense else ())), refs, strict=True))
         mine = jax.lax.axis_index("warpgroup")
-        number = jax.lax.axis_index("cta") * config.warpgroups + mine
+        number = jax.lax.axis_index("cta") * warpgroups + mine
         lanes = RansLanes(warps, bits, table, rings.at[mine], bound["stream"])
-        lanes.fill_table(bound["table"].at[place.first_table], _exponents, mine, config.warpgroups)
+        lanes.fill_table(bound["table"].at[place.first_table], _exponents, mine, warpgroups)
         plgpu.commit_smem()
         plgpu.barrier_arrive(arrived)
         plgpu.barrier_wait(arrived)
@@ -252,14 +261,14 @@ def _run(
     kernel = plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct(padded, jnp.bfloat16) if mode.dense else (),
-        grid=(-(-in_all // config.warpgroups),),
+        grid=(-(-in_all // warpgroups),),
         grid_names=("cta",),
-        num_threads=config.warpgroups,
+        num_threads=warpgroups,
         thread_name="warpgroup",
         scratch_types={
-            "table": plgpu.SMEM(table_shape(bits, config.warpgroups), jnp.uint32),
-            "rings": plgpu.SMEM((config.warpgroups, RansLanes.rings_size()), jnp.uint32),
-            "arrived": plgpu.Barrier(num_arrivals=config.warpgroups),
+            "table": plgpu.SMEM(table_shape(bits, warpgroups), jnp.uint32),
+            "rings": plgpu.SMEM((warpgroups, RansLanes.rings_size()), jnp.uint32),
+            "arrived": plgpu.Barrier(num_arrivals=warpgroups),
         },
         compiler_params=LANE_SEMANTICS,
         interpret=interpreter(interpret),

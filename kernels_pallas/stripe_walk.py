@@ -118,17 +118,26 @@ class StripeWalk:
 
     def fetch(self, place: StripePlace) -> Words:
         """Asks for stripes: words and then escape record, or weights as they are."""
-        stream, refs = self.walk.stream, self.walk.refs
+        stream = self.walk.stream
         if stream.width is None:
-            row = _u32(0) * place.unit + (self.walk.row * UNIT_ROWS).astype(jnp.uint32)
-            columns = stream.units_across * UNIT_COLUMNS
-            index, offsets = self._in_rows(row, place.unit, columns)
-            return self.walk.choose(
-                lambda source: self.warps.load(refs[f"dense.{source}"], index, offsets, VECTOR)
-            )
+            return self.walk.choose(lambda source: self._dense(source, place))
         if not stream.buffered:
             return self.walk.choose(lambda source: self._words(source, place))
         return self.walk.choose(lambda source: self._words_or_weights(source, place))
+
+    def _dense(self, source: int, place: StripePlace) -> list[jax.Array]:
+        """Weights of a dense matrix, or of the page that holds their tile."""
+        stream, refs = self.walk.stream, self.walk.refs
+        row = _u32(0) * place.unit + (self.walk.row * UNIT_ROWS).astype(jnp.uint32)
+        index, offsets = self._in_rows(row, place.unit, stream.units_across * UNIT_COLUMNS)
+        if not stream.paged:
+            return self.warps.load(refs[f"dense.{source}"], index, offsets, VECTOR)
+        page, in_page = self._in_tile(place.entry, place)
+        choices = [
+            Choice(refs["pages"], page, tuple(in_page), VECTOR),
+            Choice(refs[f"dense.{source}"], index, tuple(offsets), VECTOR),
+        ]
+        return self.warps.load_one_of(choices, [_flag(place.resident)], REGISTERS)
 
     def _in_rows(
         self, row: jax.Array, unit: jax.Array, columns: int

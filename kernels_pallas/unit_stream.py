@@ -87,8 +87,15 @@ class UnitStream:
         residency: Residency | None,
         stages: int,
         lanes: Lanes,
+        overlaid: bool = False,
     ) -> tuple["UnitStream", tuple[dict[str, jax.Array], ...]]:
-        """The stream of matrices that fit together, and the sets of arrays that they are in."""
+        """The stream of matrices that fit together, and the sets of arrays that they are in.
+
+        Args:
+          matrices, residency: as in `kernels_pallas.matmul_all`.
+          stages, lanes: see the attributes.
+          overlaid: whether resident tiles of dense matrices are read from their pages.
+        """
         parts: list[Part] = []
         sources: list[dict[str, jax.Array]] = []
         row = tile = 0
@@ -112,7 +119,7 @@ class UnitStream:
             width=None if first.is_dense else first.options_dict["width"],
             record=None if first.is_dense else first.arrays["escapes"].shape[-1],
             counted=counted,
-            paged=counted and residency is not None and residency.pages is not None,
+            paged=(counted or overlaid) and residency is not None and residency.pages is not None,
             stages=stages,
             lanes=lanes,
         )
@@ -129,7 +136,7 @@ class UnitStream:
 
     @property
     def buffered(self) -> bool:
-        """Whether units of a compressed matrix may come from pages or verbatim tiles."""
+        """Whether units may come from pages or verbatim tiles."""
         return self.paged or self.verbatim
 
     @property
@@ -168,17 +175,15 @@ class UnitStream:
             names = ("words", "escapes", "base", *(("slot", "verbatim") if verbatim else ()))
             arrays |= {f"{name}.{index}": source[name] for name in names}
             arrays[f"escapes.{index}"] = source["escapes"].reshape(-1)
-        if self.counted:
+        if self.counted or self.paged:
             assert residency is not None
-            arrays |= {
-                "first_tile": first_tile.reshape(1),
-                "decoded": jax.new_ref(residency.decoded),
-            }
+            arrays["first_tile"] = first_tile.reshape(1)
+            if self.counted:
+                arrays["decoded"] = jax.new_ref(residency.decoded)
             if self.paged:
-                arrays |= {
-                    "page_table": residency.page_table,
-                    "pages": jax.new_ref(residency.pages),
-                }
+                arrays["page_table"] = residency.page_table
+                # Nothing is decoded of dense matrices, so nothing goes into pages.
+                arrays["pages"] = jax.new_ref(residency.pages) if self.counted else residency.pages
         return arrays
 
     def residency(self, before: Residency | None, operands: dict[str, Any]) -> Residency | None:

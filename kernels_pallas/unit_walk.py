@@ -199,6 +199,7 @@ class UnitWalk:
         rows = pl.ds(where["down"] * UNIT_ROWS, UNIT_ROWS)
         columns = pl.ds(where["across"] * UNIT_COLUMNS, UNIT_COLUMNS)
         if stream.width is None:
+            in_tile = (rows, columns)
             rows = pl.ds(self.row * UNIT_ROWS, UNIT_ROWS)
             columns = pl.ds(where["unit"] * UNIT_COLUMNS, UNIT_COLUMNS)
 
@@ -206,7 +207,19 @@ class UnitWalk:
                 array = refs[f"dense.{source}"].at[rows, columns]
                 plgpu.copy_gmem_to_smem(array, unit_buffer, barrier)
 
-            self._per_source(copy_dense)
+            if not stream.paged:
+                self._per_source(copy_dense)
+                return
+
+            @pl.when(where["entry"] < 0)
+            def _copy_dense() -> None:
+                self._per_source(copy_dense)
+
+            @pl.when(where["entry"] >= 0)
+            def _copy_page_over() -> None:
+                page = refs["pages"].at[where["entry"], *in_tile]
+                plgpu.copy_gmem_to_smem(page, unit_buffer, barrier)
+
             return
 
         def copy_words(source: int) -> None:

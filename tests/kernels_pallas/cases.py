@@ -45,8 +45,11 @@ class Case:
         return w
 
     def tiled(self) -> TiledMatrix:
-        options = {"width": self.width} if self.codec == "window" else {}
-        return encode(self.weight(), codec=self.codec, tile=self.tile, **options)
+        # The largest tables would make these small matrices larger than bf16.
+        options = {"window": {"width": self.width}, "rans": {"probability_bits": 10}}
+        return encode(
+            self.weight(), codec=self.codec, tile=self.tile, **options.get(self.codec, {})
+        )
 
 
 CASES = (
@@ -57,6 +60,9 @@ CASES = (
     Case("no multiple of a tile", (250, 500)),
     Case("tile of one unit", (128, 256), tile=(64, 128)),
     Case("dense", (128, 512), codec="bf16"),
+    Case("rans", (128, 512), codec="rans"),
+    Case("rans, verbatim tile", (256, 512), codec="rans", escapes="verbatim"),
+    Case("rans, no multiple of a tile", (250, 500), codec="rans"),
 )
 
 # Matrices that share x: different heights, capacities and sources, for one kernel.
