@@ -41,12 +41,17 @@ def measure(settings: Settings) -> Iterator[list[Row]]:
     with concurrent.futures.ThreadPoolExecutor() as compiler:
         for name in names:
             weights, full = make_weights(name), name == names[0]
-            tiled = weights.window()
+            tiled, coded = weights.window(), weights.rans()
+            others = [weights.window(width) for width in OTHER_WIDTHS if full]
             dense = [
                 (each[0], _decoding(each, settings.implementation, compiler))
-                for each in (tiled, *(weights.window(width) for width in OTHER_WIDTHS if full))
+                for each in (tiled, coded, *others)
             ]
-            filling = [_Filling(tiled, settings.implementation, compiler)] if full else []
+            filling = [
+                _Filling(each, settings.implementation, compiler)
+                for each in (tiled, coded)
+                if full and not each[0].is_dense
+            ]
             started.append((weights, dense, filling))
             settings.say(f"{name}: traced")
     settings.say("all is compiled")
@@ -130,7 +135,7 @@ def _rows(
     plain = weights.plain
     size = plain[0].nbytes
 
-    def row(op: str, t: TiledMatrix, call: Repeated, exact: bool, **fields: Any) -> Row:
+    def measured(op: str, t: TiledMatrix, call: Repeated, exact: bool, **fields: Any) -> Row:
         return Row(
             suite=SUITE,
             op=op,
@@ -150,10 +155,11 @@ def _rows(
         outputs = call()
         exact = bit_equal(outputs, [plain[place % len(plain)] for place in range(len(outputs))])
         copy = {DEVICE_COPY: 2 * size / settings.bandwidth}
-        rows.append(row("decode", t, call, exact, baselines=copy, moved_bytes=t.nbytes + size))
+        rows.append(measured("decode", t, call, exact, baselines=copy, moved_bytes=t.nbytes + size))
     for each in filling:
-        to_dense = {DENSE_DECODE: rows[0].timing.seconds}
+        dense_decode = next(row for row in rows if row.codec == each.t.codec)
+        to_dense = {DENSE_DECODE: dense_decode.timing.seconds}
         moved, exact = each.t.nbytes + size, each.exact(plain)
         op = "decode_into_pages"
-        rows.append(row(op, each.t, each.call, exact, baselines=to_dense, moved_bytes=moved))
+        rows.append(measured(op, each.t, each.call, exact, baselines=to_dense, moved_bytes=moved))
     return rows

@@ -62,7 +62,7 @@ class _Batch:
     dot: Repeated
     dense: Repeated
     window: list[tuple[TiledMatrix, Repeated]]
-    paged: "_Paged | None"
+    paged: "list[_Paged]"
 
 
 @dataclasses.dataclass
@@ -144,14 +144,19 @@ def _start(
     def product(x: jax.Array, t: TiledMatrix) -> jax.Array:
         return kernels_pallas.matmul(x, t, implementation=implementation)[0]
 
-    other = [weights.window(width) for width in OTHER_WIDTHS if full]
+    coded = [weights.rans()] if full else []
+    other = [*(weights.window(width) for width in OTHER_WIDTHS if full), *coded]
     return _Batch(
         x=x,
         count=count,
         dot=repeated(dot, weights.plain),
         dense=repeated(product, weights.dense),
         window=[(each[0], repeated(product, each)) for each in (tiled, *other)],
-        paged=_start_paged(weights, tiled, x, count, implementation, compiler) if full else None,
+        paged=[
+            _start_paged(weights, each, x, count, implementation, compiler)
+            for each in (tiled, *coded)
+            if full and not each[0].is_dense
+        ],
     )
 
 
@@ -198,7 +203,7 @@ def _rows(weights: Weights, reference: Reference, batch: _Batch, settings: Setti
             host_share=call.host_share(),
             baselines=baselines,
             exact=exact,
-            computed_by=_computed_by(call),
+            computed_by=_computed_by(t, call),
             **({"moved_bytes": t.nbytes + around} | of_matrix(t) | fields),
         )
 
@@ -223,7 +228,9 @@ def _rows(weights: Weights, reference: Reference, batch: _Batch, settings: Setti
         exact, found = checked(call)
         rotated = len(weights.plain) * t.nbytes
         rows.append(row("matmul", t, call, exact, relative_error=found, rotated_bytes=rotated))
-    return rows + (_paged_rows(batch.paged, checked, row, around) if batch.paged else [])
+    for paged in batch.paged:
+        rows += _paged_rows(paged, checked, row, around)
+    return rows
 
 
 def _paged_rows(
@@ -259,8 +266,9 @@ def _paged_rows(
     return [rows["none"], dataclasses.replace(rows["half"], over_interpolation=over), rows["all"]]
 
 
-def _computed_by(call: Repeated) -> str:
-    return _DECODE_THEN_DOT if _has_dot(call.jaxpr.jaxpr) else _FUSED
+def _computed_by(t: TiledMatrix, call: Repeated) -> str:
+    decoded_first = t.codec == "rans" and not t.is_dense
+    return _DECODE_THEN_DOT if decoded_first or _has_dot(call.jaxpr.jaxpr) else _FUSED
 
 
 def _has_dot(jaxpr: Any) -> bool:

@@ -65,10 +65,17 @@ class Weights:
 
     def window(self, width: int = WIDTH) -> tuple[TiledMatrix, ...]:
         """Stored by codec window."""
+        return self._stored("window", width=width)
+
+    def rans(self) -> tuple[TiledMatrix, ...]:
+        """Stored by codec rans."""
+        return self._stored("rans")
+
+    def _stored(self, codec: str, **options: Any) -> tuple[TiledMatrix, ...]:
         if self.name == EMBEDDED:
-            t = encode(self.plain[0], codec="window", width=width)
+            t = encode(self.plain[0], codec=codec, **options)
             return tuple(jax.tree.map(jnp.copy, t) for _ in self.plain)
-        return tuple(encode(w, codec="window", width=width) for w in self.plain)
+        return tuple(encode(w, codec=codec, **options) for w in self.plain)
 
 
 def make_weights(name: str) -> Weights:

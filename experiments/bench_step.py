@@ -57,6 +57,8 @@ _STEPS = {"gpu": (4, 24), "cpu": (1, 3)}
 # Two ways to round bf16 activations, carried through all layers of a model.
 _MOST_ERROR = 0.05
 
+_COMPRESSED: tuple[tuple[str, dict[str, int]], ...] = (("window", {"width": WIDTH}), ("rans", {}))
+
 _DECODE = steps.compiled(steps.decode)
 
 
@@ -133,7 +135,7 @@ def _held(model: Model, context: int, activations: str) -> Held:
 
 
 def measure(settings: Settings) -> Iterator[list[Row]]:
-    """Rows model by model: bf16 by XLA and by our kernels, then `window` by our kernels."""
+    """Rows model by model: bf16 by XLA and by our kernels, then the codecs by our kernels."""
     for name in settings.chosen(DEFAULT, KNOWN):
         yield _rows(name, settings)
         # The models of one shape make room for those of the next.
@@ -149,9 +151,11 @@ def _rows(name: str, settings: Settings) -> list[Row]:
         if ours != XLA:
             plain[ours] = Stepper(bf16, context, ours, compiler)
         settings.say(f"{name}: bf16 is traced")
-        window = random_model(config, 0, "window", DEFAULT_TILE, {"width": WIDTH})
-        compressed = Stepper(window, context, ours, compiler)
-        settings.say(f"{name}: window is traced")
+        compressed = []
+        for codec, options in _COMPRESSED:
+            model = random_model(config, 0, codec, DEFAULT_TILE, options)
+            compressed.append(Stepper(model, context, ours, compiler))
+            settings.say(f"{name}: {codec} is traced")
     logits = {implementation: each.first_logits() for implementation, each in plain.items()}
     reference, same_kernels = logits[XLA], logits[ours]
     baselines: dict[str, float] = {}
@@ -162,11 +166,13 @@ def _rows(name: str, settings: Settings) -> list[Row]:
         row = _row(name, stepper, settings, exact, error, {})
         baselines[f"bf16, {implementation}"] = row.timing.seconds
         rows.append(row)
-    found = compressed.first_logits()
-    error = _relative_error(found, reference)
-    exact = np.array_equal(found.view(np.uint32), same_kernels.view(np.uint32))
-    compressed_row = _row(name, compressed, settings, exact, error, baselines)
-    return [*(dataclasses.replace(row, baselines=baselines) for row in rows), compressed_row]
+    rows = [dataclasses.replace(row, baselines=baselines) for row in rows]
+    for stepper in compressed:
+        found = stepper.first_logits()
+        error = _relative_error(found, reference)
+        exact = np.array_equal(found.view(np.uint32), same_kernels.view(np.uint32))
+        rows.append(_row(name, stepper, settings, exact, error, baselines))
+    return rows
 
 
 def _relative_error(found: np.ndarray, reference: np.ndarray) -> float:

@@ -148,8 +148,12 @@ def emit_patch(
     even: ir.Value,
     odd: ir.Value,
     *values: ir.Value,
+    record: int,
 ) -> list[ir.Value]:
     """Emits a lane's `Lanes.patch`.
+
+    Of a damaged record it takes other entries, but none beyond it, and as many rounds as a lane
+    has weights at most.
 
     Args:
       read: emits the word of the unit's escape record at an index, the same for all of a warp or
@@ -158,25 +162,30 @@ def emit_patch(
       lane: number in the warp.
       even, odd: row bases of even and odd registers.
       *values: the 32 registers.
+      record: RECORD.
     """
     word = ir.IntegerType.get_signless(32)
+    last = arith.constant(word, 2 * (record - window_records.RECORD_HEADER) - 1)
     zero, one = arith.constant(word, 0), arith.constant(word, 1)
     lower_lanes = arith.subi(arith.shli(one, lane), one)
     starts = read(arith.constant(word, window_records.WARPS))
     first = arith.shrui(starts, arith.shli(warp, arith.constant(word, 3)))
-    state = [read(warp), field(first, 0, 0xFF), *values]
+    rounds = arith.constant(word, 2 * window_layout.REGISTERS)
+    state = [rounds, read(warp), field(first, 0, 0xFF), *values]
     types = [word] * len(state)
     loop = scf.WhileOp(types, state)
     before = ir.Block.create_at_start(loop.before, types)
     with ir.InsertionPoint(before):
-        bitmap = before.arguments[0]
-        scf.condition(arith.cmpi(arith.CmpIPredicate.ne, bitmap, zero), list(before.arguments))
+        rounds, bitmap = list(before.arguments)[:2]
+        there_are = arith.cmpi(arith.CmpIPredicate.ne, bitmap, zero)
+        going_on = arith.andi(there_are, arith.cmpi(arith.CmpIPredicate.ne, rounds, zero))
+        scf.condition(going_on, list(before.arguments))
     after = ir.Block.create_at_start(loop.after, types)
     with ir.InsertionPoint(after):
-        bitmap, first, *values = after.arguments
+        rounds, bitmap, first, *values = after.arguments
         mine = arith.trunci(ir.IntegerType.get_signless(1), arith.shrui(bitmap, lane))
         rank = _POPULATION(arith.andi(bitmap, lower_lanes))
-        position = arith.select(mine, arith.addi(first, rank), zero)
+        position = arith.select(mine, arith.minui(arith.addi(first, rank), last), zero)
         header = arith.constant(word, window_records.RECORD_HEADER)
         both = read(arith.addi(header, shifted(position, 1)))
         entry = arith.shrui(both, arith.shli(field(position, 0, 1), arith.constant(word, 4)))
@@ -217,5 +226,6 @@ def emit_patch(
             has_side_effects=True,
             convergent=True,
         )
-        scf.yield_([following, arith.addi(first, _POPULATION(bitmap)), *patched])
-    return list(loop.results)[2:]
+        following_first = arith.addi(first, _POPULATION(bitmap))
+        scf.yield_([arith.subi(rounds, one), following, following_first, *patched])
+    return list(loop.results)[3:]

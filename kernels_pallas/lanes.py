@@ -178,7 +178,7 @@ class Lanes:
         return bitcast(*registers)
 
     def patch(
-        self, registers: Sequence[jax.Array], record: Any, bias: Sequence[jax.Array]
+        self, registers: Sequence[jax.Array], record: Any, bias: Sequence[jax.Array], size: int
     ) -> list[jax.Array]:
         """Gives escaped weights their exponents.
 
@@ -186,6 +186,7 @@ class Lanes:
           registers: 32 words a lane, decoded with digit 0 where a weight escaped.
           record: uint32 ref, the escape record, see `window_records`.
           bias: row bases of even and odd registers, as in `window_layout.unpack`.
+          size: RECORD; what the ref has beyond it is not used.
         """
         if self.interpret:
             place, exponent = window_records.read(record[...])
@@ -204,7 +205,8 @@ class Lanes:
                 return memref.load(record, [index_of(index)])
 
             warp, lane = field(number, 5, 3), field(number, 0, 31)
-            return [from_scalar(value) for value in emit_patch(read, warp, lane, *values)]
+            patched = emit_patch(read, warp, lane, *values, record=size)
+            return [from_scalar(value) for value in patched]
 
         return list(apply(record, self.index(), *bias, *registers))
 

@@ -158,6 +158,8 @@ def _run(
             entry = bound["entries"][bound["first"][0] + tile]
         if verbatim:
             slot = bound["slot"][place.first_tile + tile]
+            # A damaged slot must not lead beyond the arrays.
+            slot = jnp.clip(slot, -t.arrays["verbatim"].shape[0], t.arrays["words"].shape[0] - 1)
         decoding = (entry < 0) & (slot >= 0)
         wanted = decoding if mode.dense else decoding & (entry < DECODE)
 
@@ -252,7 +254,7 @@ def _run(
                     half = len(registers) % 2
                     spread = warps.spread(bytes_[len(registers) // 2], bool(half))
                     registers.append(warps.merge(spread, exponent + bias[half]))
-            put(bound, tile, unit, entry, warps.patch_warp(registers, records, warp, bias))
+            put(bound, tile, unit, entry, warps.patch_warp(registers, records, warp, bias, record))
             return tuple(plgpu.layout_cast(each, LANE_LAYOUT) for each in carry)
 
         carry = tuple(plgpu.layout_cast(each, LANE_LAYOUT) for each in lanes.open(state, position))

@@ -206,6 +206,7 @@ class StripeWalk:
         if stream.width is None:
             transposed = self.warps.transpose(fetched)
             return tuple(transposed[each] for each in ORDER)
+        assert stream.record is not None
         count = REGISTERS if stream.buffered else self._word_count
         compressed = ~(place.resident | place.verbatim)
         registers = tuple(
@@ -214,6 +215,7 @@ class StripeWalk:
                 fetched[count:],
                 self.stripe.astype(jnp.uint32) + _u32(0) * self.warps.lane(),
                 self.bias,
+                stream.record,
                 stream.width,
                 _flag(compressed) if stream.buffered else None,
                 ORDER,

@@ -122,7 +122,15 @@ class UnitWalk:
             name = f"slot.{source}"
             if name not in self.refs:
                 return (in_order,)
-            return (self.stream.lanes.gather(self.refs[name], index),)
+            found = self.stream.lanes.gather(self.refs[name], index)
+            compressed = self.refs[f"words.{source}"].shape[0]
+            verbatim = self.refs[f"verbatim.{source}"].shape[0]
+            # A damaged slot must not lead beyond the arrays. Negative ones are large here.
+            last, first = jnp.uint32(compressed - 1), jnp.uint32(2**32 - verbatim)
+            inside = jnp.where(
+                found < jnp.uint32(2**31), jnp.minimum(found, last), jnp.maximum(found, first)
+            )
+            return (inside,)
 
         (values,) = self.choose(slots)
         return values
@@ -267,7 +275,8 @@ class UnitWalk:
         ]
         registers = window_layout.unpack(words, self.bias, stream.width, lanes.spread, lanes.merge)
         record = refs["records_in_flight"].at[stage]
-        registers = lanes.patch(registers, record, self.bias)
+        assert stream.record is not None
+        registers = lanes.patch(registers, record, self.bias, stream.record)
         return lanes.assemble(registers)
 
     def unit(self, step: jax.Array, stage: jax.Array) -> jax.Array:

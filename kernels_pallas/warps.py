@@ -261,6 +261,7 @@ class Warps(Lanes):
         record: Sequence[jax.Array],
         warp: jax.Array,
         bias: Sequence[jax.Array],
+        size: int,
         width: int,
         compressed: jax.Array | None,
         order: Sequence[int],
@@ -273,6 +274,7 @@ class Warps(Lanes):
           record: uint32[128] each: word 32 * i + l of the warp's escape record in lane l.
           warp: uint32[128], which of its unit's four warps each is.
           bias: row bases of even and odd registers, as in `window_layout.unpack`.
+          size: RECORD.
           width: of the codec.
           compressed: uint32[128], the same for all of a warp; None where all are.
           order: of the transposed words, see `words`.
@@ -302,7 +304,7 @@ class Warps(Lanes):
             def decoded() -> list[ir.Value]:
                 lane = arith.andi(number, arith.constant(_word(), WARP_LANES - 1))
                 unpacked = emit_unpack(words[:count], bias, width)
-                return emit_patch(_reader(held), warp, lane, *bias, *unpacked)
+                return emit_patch(_reader(held), warp, lane, *bias, *unpacked, record=size)
 
             if compressed is None:
                 return [from_scalar(value) for value in decoded()]
@@ -323,12 +325,13 @@ class Warps(Lanes):
         record: Sequence[jax.Array],
         warp: jax.Array,
         bias: Sequence[jax.Array],
+        size: int,
     ) -> list[jax.Array]:
         """`patch`, where each warp decodes one warp's part of a unit of its own.
 
         Args:
           registers: 32 words a lane, decoded with digit 0 where a weight escaped.
-          record, warp, bias: as in `decode`.
+          record, warp, bias, size: as in `decode`.
         """
         if self.interpret:
             return _patch_warps(jnp.stack(registers), jnp.stack(record), warp)
@@ -340,7 +343,9 @@ class Warps(Lanes):
             values = [scalar(array.registers.item()) for array in arrays]
             (number, warp, *bias), rest = values[:4], values[4:]
             lane = arith.andi(number, arith.constant(_word(), WARP_LANES - 1))
-            patched = emit_patch(_reader(rest[:parts]), warp, lane, *bias, *rest[parts:])
+            patched = emit_patch(
+                _reader(rest[:parts]), warp, lane, *bias, *rest[parts:], record=size
+            )
             return [from_scalar(value) for value in patched]
 
         return list(apply(*operands))

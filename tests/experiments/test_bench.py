@@ -93,13 +93,18 @@ def test_what_each_suite_measures(records: dict[str, dict[str, Any]]) -> None:
         "matmul": [
             ("matmul", "bf16", None),
             *(("matmul", "window", width) for width in (11, 8, 16)),
+            ("matmul", "rans", None),
             *((f"matmul_paged_{name}", "window", 11) for name in ("none", "half", "all")),
+            *((f"matmul_paged_{name}", "rans", None) for name in ("none", "half", "all")),
         ],
         "decode": [
-            *(("decode", "window", width) for width in (11, 8, 16)),
+            ("decode", "window", 11),
+            ("decode", "rans", None),
+            *(("decode", "window", width) for width in (8, 16)),
             ("decode_into_pages", "window", 11),
+            ("decode_into_pages", "rans", None),
         ],
-        "step": [("step", "bf16", None), ("step", "window", 11)],
+        "step": [("step", "bf16", None), ("step", "window", 11), ("step", "rans", None)],
         "encode": [
             *(("encode", "window", width) for width in (11, 8, 16)),
             ("encode", "rans", None),

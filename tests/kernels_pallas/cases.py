@@ -1,6 +1,7 @@
 """Matrices and residencies that the kernels must treat right, on a CPU as on a GPU."""
 
 import dataclasses
+from typing import Any
 
 import chex
 import jax
@@ -92,7 +93,7 @@ def residency(t: TiledMatrix, entries: list[int], tiles: int | None = None) -> R
     )
 
 
-def tile_of(w: jax.Array, t: TiledMatrix, tile: int) -> jax.Array:
+def tile_of(w: Any, t: TiledMatrix, tile: int) -> Any:
     """Tile number `tile` of a weight, cut off at the weight's edges."""
     rows, columns = t.tile
     row, column = divmod(tile, t.grid[1])

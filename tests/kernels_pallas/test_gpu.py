@@ -10,6 +10,7 @@ import pytest
 
 import kernels_pallas
 from codecjax.codecs import encode, pooled
+from codecjax.io.checksums import tile_checksums
 from codecjax.tiles import DECODE, Residency, fill_entry, units_per_tile
 from kernels_pallas.arg_specs import ALL, MatrixSpec, activations, gaussian_weight
 from kernels_pallas.implementations import MOSAIC_GPU
@@ -43,17 +44,19 @@ rows = pytest.mark.parametrize("n", [3, 9], ids=["few rows", "more rows"])
 def test_real_shapes(spec: MatrixSpec) -> None:
     """Bit-exact decode; products within float32 rounding of float64, equal for every codec."""
     w = gaussian_weight(spec.out, spec.k, seed=1)
-    t, dense = encode(w, codec="window"), encode(w, codec="bf16")
-    decoded, _ = kernels_pallas.decode(t, implementation=MOSAIC_GPU)
-    chex.assert_trees_all_equal(bits(decoded), bits(w))
+    t, dense, coded = (encode(w, codec=codec) for codec in ("window", "bf16", "rans"))
+    for each in (t, coded):
+        decoded, _ = kernels_pallas.decode(each, implementation=MOSAIC_GPU)
+        chex.assert_trees_all_equal(bits(decoded), bits(w))
     wide = np.asarray(w, np.float32).astype(np.float64)
     for n in (1, 5, 12):
         x = activations(n, spec.k, seed=2)
         y, _ = kernels_pallas.matmul(x, t, implementation=MOSAIC_GPU)
         exact = np.asarray(x, np.float64) @ wide.T
         assert np.linalg.norm(np.asarray(y) - exact) < 1e-5 * np.linalg.norm(exact)
-        baseline, _ = kernels_pallas.matmul(x, dense, implementation=MOSAIC_GPU)
-        chex.assert_trees_all_equal(y, baseline)
+        for each in (dense, coded):
+            same, _ = kernels_pallas.matmul(x, each, implementation=MOSAIC_GPU)
+            chex.assert_trees_all_equal(y, same)
 
 
 @pytest.mark.parametrize("n", [1, 8, 16, 33, 64, 200])
@@ -160,3 +163,32 @@ def test_random_plans_compile_once_and_count_their_work() -> None:
         y, count = step(x, Residency(pages, jnp.asarray(table), decoded))
         chex.assert_trees_all_equal(y, alone)
         assert int(count) == int((table < 0).sum()) * units_per_tile(t.tile)
+
+
+@pytest.mark.parametrize("name", ["verbatim tile", "rans, verbatim tile"])
+def test_damage_hangs_and_crashes_nothing_and_checksums_find_it(name: str) -> None:
+    """1,000 mutations of one 16-bit word each, all arrays of the matrix in turn."""
+    (case,) = (case for case in CASES if case.name == name)
+    t = case.tiled()
+    arrays = {name: np.asarray(array) for name, array in t.arrays.items()}
+    right, expected = bits(case.weight()), np.array(tile_checksums(t, arrays))
+    random, shown = np.random.default_rng(0), dict.fromkeys(arrays, 0)
+
+    def damaged(array: np.ndarray) -> np.ndarray:
+        words = array.copy().view(np.uint16).reshape(-1)
+        words[random.integers(words.size)] ^= 1 << random.integers(16) | 1 << random.integers(16)
+        return words.view(array.dtype).reshape(array.shape)
+
+    for number in range(1000):
+        name = list(arrays)[number % len(arrays)]
+        changed = arrays | {name: damaged(arrays[name])}
+        on_device = {name: jnp.asarray(array) for name, array in changed.items()}
+        w, _ = kernels_pallas.decode(
+            dataclasses.replace(t, arrays=on_device), implementation=MOSAIC_GPU
+        )
+        found = np.array(tile_checksums(t, changed))
+        for tile in range(t.tiles):
+            if not np.array_equal(tile_of(bits(w), t, tile), tile_of(right, t, tile)):
+                shown[name] += 1
+                assert found[tile] != expected[tile], (number, name, tile)
+    assert all(shown.values()), shown
