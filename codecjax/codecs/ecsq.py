@@ -1,0 +1,256 @@
+"""The `ecsq` codec: lossy, entropy-coded scalar quantisation at a target rate or distortion.
+
+A weight is index * step of its row, in float32 and rounded to bf16 once. `ecsq_plan` finds the
+step, one for all matrices that are encoded together, and `ecsq_quantiser` the indices. Units and
+registers are those of `window_layout`; groups of units are those of `rans`. With tables of 2**10
+or 2**11 slots a *symbol* is one index, +128, and each register has two steps: its low half comes
+first. With tables of 2**12 slots a symbol is both indices of a register, +8 each, low | high << 4.
+
+Arrays, for T tiles of G groups:
+
+    states    uint32[T, G, 128]        see `rans_coder`
+    starts    uint32[T, G, 4]
+    stream    uint16[LENGTH]
+    table     uint32[TABLES, 2**bits]  TABLES is at most 8
+    step      float32[TABLES]
+    rows      uint8[tile rows of the grid, rows of a tile]   table | shift << 3: a row's step is
+              that of its table, doubled `shift` times
+
+Several matrices may share their arrays, see `window_pool`; a row's table counts from the first of
+its matrix. A matrix that this would expand is stored as the single array `dense` bf16[OUT, K].
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from codecjax.codecs import ecsq_plan, rans_coder, window_layout, window_pool
+from codecjax.codecs.ecsq_histogram import histogram, spread_bins
+from codecjax.codecs.ecsq_plan import PAIR_BITS, Layout, Plan, Target
+from codecjax.codecs.ecsq_quantiser import (
+    LARGEST,
+    LARGEST_OF_PAIR,
+    dequantise,
+    quantise,
+    row_scale,
+    row_shifts,
+)
+from codecjax.codecs.intervals import Interval
+from codecjax.codecs.rans import units_of_group
+from codecjax.codecs.window_pool import place_of
+from codecjax.codecs.window_units import padded_to
+from codecjax.errors import UserError
+from codecjax.tiles import TiledMatrix, units_per_tile
+
+VERSION = 1
+# A target `mse` above 0 is met instead of the rate.
+OPTIONS = {"bits_per_weight": 4.0, "mse": 0.0}
+CHOICES = {"bits_per_weight": Interval(2.0, 6.0), "mse": Interval(0.0, 1e30)}
+LOSSY = True
+
+_TABLE_MASK, _SHIFT = 7, 3
+# How near a rate is to its target, as a share of it: where trials end, and where they must.
+_CLOSE, _CLOSE_ENOUGH = 0.005, 0.02
+_TRIALS = 4
+
+
+def needs_decode(t: TiledMatrix) -> jax.Array:
+    """bool[T]: False for a dense matrix."""
+    return jnp.full(t.tiles, not t.is_dense)
+
+
+def pooled(matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:
+    """The same matrices, in arrays that they share where their tables are equally large."""
+    slots = {t.arrays["table"].shape[-1] for t in matrices if not t.is_dense}
+    return window_pool.pooled(matrices) if len(slots) == 1 else tuple(matrices)
+
+
+def _layout(shapes: Sequence[tuple[int, int]], tile: tuple[int, int], copies: int) -> Layout:
+    rows, columns = tile
+    down = [-(-out // rows) for out, _ in shapes]
+    tiles = sum(each * -(-k // columns) for each, (_, k) in zip(down, shapes, strict=True))
+    groups = tiles * units_per_tile(tile) // units_of_group(tile)
+    lanes = groups * rans_coder.LANES
+    return Layout(
+        weights=sum(out * k for out, k in shapes),
+        lanes=lanes,
+        fixed_bits=32 * (lanes + groups * rans_coder.WARPS) + 8 * rows * sum(down),
+        copies=copies,
+    )
+
+
+def plan(
+    weights: Iterable[jax.Array], tile: tuple[int, int], copies: int, **options: float
+) -> Plan:
+    """One step and the tables for several matrices, which together meet the target.
+
+    Args:
+      weights: bf16[OUT, K] each, taken one after another.
+      tile: (rows, columns).
+      copies: how many pools of arrays the matrices will make.
+      **options: the codec's.
+
+    Raises:
+      UserError: a weight is not finite, or the rate cannot be met.
+    """
+    target = Target(**options)
+    shapes: list[tuple[int, int]] = []
+
+    def padded() -> Iterable[jax.Array]:
+        for w in weights:
+            shapes.append((w.shape[0], w.shape[1]))
+            yield padded_to(w, tile)
+
+    counts = histogram(padded())
+    found = ecsq_plan.make_plan(counts, _layout(shapes, tile, copies), target)
+    _check_rate(found.expected_bits, target, f"{len(shapes)} matrices", tile)
+    return found
+
+
+def _check_rate(bits: float, target: Target, what: str, tile: tuple[int, int]) -> None:
+    """UserError where the bits a weight exceed a target rate."""
+    if target.mse == 0 and bits > (1 + _CLOSE_ENOUGH) * target.bits_per_weight:
+        raise UserError(
+            f"codec 'ecsq' with tiles of {tile[0]}x{tile[1]} needs {bits:.3g} bits a weight for "
+            f"{what}, tables and padding included, which exceeds bits_per_weight "
+            f"{target.bits_per_weight:g}: raise that, or choose tiles that they fill"
+        )
+
+
+def encode(
+    w: jax.Array,
+    tile: tuple[int, int],
+    bits_per_weight: float,
+    mse: float,
+    plan: Plan | None = None,
+) -> TiledMatrix:
+    """Encodes bf16[OUT, K].
+
+    Args:
+      w: finite weights.
+      tile: (rows, columns).
+      bits_per_weight: the rate to meet within 2 %, everything included. Few weights may have
+        less, where more would not make them better; those too few to pay for a table of 4 KiB
+        and for 528 bytes of states each 32,768 weights cannot meet it.
+      mse: where above 0, the mean squared error to meet instead.
+      plan: what to encode with instead of what meets the targets for this matrix alone.
+
+    Raises:
+      UserError: a weight is not finite, or the rate cannot be met.
+    """
+    target = Target(bits_per_weight, mse)
+    padded = padded_to(w, tile)
+    shape = (w.shape[0], w.shape[1])
+    if plan is not None:
+        return _encode(padded, shape, tile, target, plan)
+    counts, layout, aim = histogram([padded]), _layout([shape], tile, 1), target
+    for _ in range(_TRIALS):
+        t = _encode(padded, shape, tile, target, ecsq_plan.make_plan(counts, layout, aim))
+        excess = t.bits_per_weight - bits_per_weight
+        if mse > 0 or abs(excess) <= _CLOSE * bits_per_weight:
+            break
+        aim = dataclasses.replace(aim, bits_per_weight=max(aim.bits_per_weight - excess, 0.0))
+    _check_rate(t.bits_per_weight, target, f"a matrix of {shape[0]}x{shape[1]}", tile)
+    return t
+
+
+def _encode(
+    padded: jax.Array, shape: tuple[int, int], tile: tuple[int, int], target: Target, plan: Plan
+) -> TiledMatrix:
+    """Encodes a matrix that was padded to whole tiles."""
+    options = tuple(sorted(dataclasses.asdict(target).items()))
+    table = plan.tables_of(np.asarray(spread_bins(padded)))
+    shift = row_shifts(padded, plan.step, LARGEST_OF_PAIR if plan.pairs else LARGEST)
+    rows = jnp.asarray(table | shift << _SHIFT, jnp.uint8).reshape(-1, tile[0])
+    scale = row_scale(jnp.float32(plan.step), jnp.asarray(shift, jnp.uint32))
+    index = quantise(
+        padded,
+        scale,
+        jnp.asarray(plan.zones),
+        jnp.asarray(plan.largest),
+        jnp.asarray(table, jnp.int32),
+    )
+    symbols = _symbols(index, tile, plan.pairs)
+    tables = _tables_of_symbols(rows, tile, plan.pairs)
+    # Tile rows by tiles across: the tables of a tile row's symbols are those of each tile in it.
+    tables = jnp.broadcast_to(
+        tables[:, None], (tables.shape[0], symbols.shape[1], *tables.shape[1:])
+    )
+    steps = symbols.shape[-2:]
+    streams = rans_coder.encode(
+        symbols.reshape(-1, *steps), plan.frequencies, plan.bits, tables.reshape(-1, *steps)
+    )
+    tiles = symbols.shape[0] * symbols.shape[1]
+    arrays = {
+        "states": streams.states.reshape(tiles, -1, rans_coder.LANES),
+        "starts": streams.starts.reshape(tiles, -1, rans_coder.WARPS),
+        "stream": streams.words,
+        "table": jnp.stack(
+            [jnp.asarray(rans_coder.decode_table(each, plan.bits)) for each in plan.frequencies]
+        ),
+        "step": jnp.full(len(plan.frequencies), plan.step, jnp.float32),
+        "rows": rows,
+    }
+    t = TiledMatrix(arrays, "ecsq", VERSION, shape, tile, options)
+    if t.nbytes < 2 * shape[0] * shape[1]:
+        return t
+    return dataclasses.replace(t, arrays={"dense": padded[: shape[0], : shape[1]]})
+
+
+@functools.partial(jax.jit, static_argnames=("tile", "pairs"))
+def _symbols(index: jax.Array, tile: tuple[int, int], pairs: bool) -> jax.Array:
+    """uint8[tile rows, tiles across, G, STEPS, 128] of indices int32[rows, K] of whole tiles."""
+    bias = LARGEST_OF_PAIR + 1 if pairs else LARGEST + 1
+    registers = window_layout.fragment_order((index + bias).astype(jnp.uint16), tile)
+    low, high = registers & 0xFFFF, registers >> 16
+    if pairs:
+        symbols = (low | high << 4).astype(jnp.uint8)
+    else:
+        symbols = jnp.stack([low, high], axis=-2).astype(jnp.uint8)
+    steps = _steps(tile, pairs)
+    return symbols.reshape(*registers.shape[:2], -1, steps, rans_coder.LANES)
+
+
+def _steps(tile: tuple[int, int], pairs: bool) -> int:
+    return units_of_group(tile) * window_layout.REGISTERS * (1 if pairs else 2)
+
+
+def _tables_of_symbols(rows: jax.Array, tile: tuple[int, int], pairs: bool) -> jax.Array:
+    """uint8[..., G, STEPS, 128]: tables of the symbols of tiles with `rows` uint8[..., rows]."""
+    lane = np.arange(rans_coder.LANES)
+    register = np.arange(window_layout.REGISTERS)[:, None]
+    of_unit = np.repeat(window_layout.row_of(lane, register), 1 if pairs else 2, axis=0)
+    across = tile[1] // 128
+    down = np.repeat(np.arange(tile[0] // 64), across)
+    row = 64 * down[:, None, None] + of_unit
+    return (rows & _TABLE_MASK)[..., row.reshape(-1, _steps(tile, pairs), rans_coder.LANES)]
+
+
+def decode_tile(t: TiledMatrix, index: jax.Array) -> jax.Array:
+    """Decodes tile `index` (int32 scalar): bf16[rows, columns]; the definition of the format."""
+    arrays, place, tile = t.arrays, place_of(t), t.tile
+    slot = place.first_slot + index
+    pairs = arrays["table"].shape[-1] == 1 << PAIR_BITS
+    rows = arrays["rows"][place.first_row + index // t.grid[1]]
+    tables = _tables_of_symbols(rows, tile, pairs).astype(jnp.uint32) + place.first_table
+    steps = tables.shape[1]
+
+    def group(states: jax.Array, starts: jax.Array, table_of: jax.Array) -> jax.Array:
+        stream, table = arrays["stream"], arrays["table"]
+        return rans_coder.decode_group(states, starts, stream, table, steps, table_of)
+
+    symbols = jax.vmap(group)(arrays["states"][slot], arrays["starts"][slot], tables)
+    units = (tile[0] // 64, tile[1] // 128, window_layout.REGISTERS)
+    if pairs:
+        both = symbols.reshape(*units, rans_coder.LANES)
+        halves = jnp.stack([both & 0xF, both >> 4], axis=-1)
+    else:
+        halves = jnp.moveaxis(symbols.reshape(*units, 2, rans_coder.LANES), -2, -1)
+    bias = LARGEST_OF_PAIR + 1 if pairs else LARGEST + 1
+    indices = window_layout.row_order(halves).astype(jnp.int32) - bias
+    step = arrays["step"].at[(rows & _TABLE_MASK) + place.first_table].get(mode="clip")
+    return dequantise(indices, row_scale(step, rows >> _SHIFT))

@@ -1,0 +1,99 @@
+"""The scalar quantiser of `ecsq`: uniform reconstruction, and thresholds that weigh rate.
+
+A weight w of a row with step s becomes the index q of the same sign that minimises
+
+    (|w| / s - q)^2 + LAGRANGE * bits(q)
+
+so q is |w| / s rounded, or one less where |w| / s < q - 1/2 + dead_zone[q], with
+
+    dead_zone[q] = LAGRANGE / 2 * (bits(q) - bits(q - 1))
+
+which is what makes the zone of 0 wider than the others. Its value is q * s, rounded to bf16.
+(G. J. Sullivan, "Efficient scalar quantization of exponential and Laplacian random variables",
+IEEE Trans. Information Theory 42(5), 1996, shows that it is optimal for such sources.)
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# The slope of distortion against rate, in squared steps a bit, where the step is small: there
+# D = s^2 / 12 and D falls by 2 ln 2 D a bit.
+LAGRANGE = np.log(2) / 6
+# Indices of 8 and of 4 bits.
+LARGEST, LARGEST_OF_PAIR = 127, 7
+_LARGEST_BF16 = float(jnp.finfo(jnp.bfloat16).max)
+MOST_SHIFTS = 31
+
+
+def dead_zones(bits: np.ndarray) -> np.ndarray:
+    """float64[TABLES, Q + 1]: the dead zone of each index, given bits[TABLES, Q + 1]."""
+    zones = LAGRANGE / 2 * np.diff(bits, axis=-1, prepend=bits[:, :1])
+    # Within these, the rounded index and the one below are the only candidates.
+    return np.clip(zones, 0, 1)
+
+
+def row_shifts(w: jax.Array, step: float, largest: int) -> np.ndarray:
+    """int[OUT]: how often to double the step of each row.
+
+    Once for most rows is none. A row with weights far beyond `largest` steps has the choice to
+    let these saturate or to be coarser everywhere; it takes what gives the least squared error.
+
+    Args:
+      w: bf16[OUT, K].
+      step: of rows that are not shifted.
+      largest: largest index.
+    """
+    reach = step * (largest + 0.5)
+    shifts = np.zeros(w.shape[0], int)
+    beyond = np.flatnonzero(np.asarray(jnp.max(jnp.abs(w), axis=1)).astype(np.float64) > reach)
+    for row in beyond.tolist():
+        magnitudes = np.abs(np.asarray(w[row]).astype(np.float64))
+        scales = step * 2.0 ** np.arange(MOST_SHIFTS + 1)[:, None]
+        saturated = np.maximum(magnitudes - largest * scales, 0)
+        errors = np.square(np.where(saturated > scales / 2, saturated, 0)).sum(axis=1)
+        # Below half a step the error of a weight is the weight.
+        rounded = np.minimum(np.square(magnitudes), np.square(scales) / 12).sum(axis=1)
+        shifts[row] = np.argmin(errors + rounded)
+    return shifts
+
+
+@jax.jit
+def quantise(
+    w: jax.Array, scale: jax.Array, zones: jax.Array, largest: jax.Array, table: jax.Array
+) -> jax.Array:
+    """Indices of weights.
+
+    Args:
+      w: bf16[OUT, K], finite.
+      scale: float32[OUT], each row's step.
+      zones: float32[TABLES, 128], `dead_zones` of each table's bits.
+      largest: int32[TABLES], largest index of each table.
+      table: int32[OUT], each row's table.
+
+    Returns:
+      int32[OUT, K], -127..127.
+    """
+    magnitude = jnp.abs(w).astype(jnp.float32) / scale[:, None]
+    # Nor may a value be too large for bf16.
+    most = jnp.minimum(largest[table], jnp.floor(_LARGEST_BF16 / scale))
+    index = jnp.floor(jnp.minimum(magnitude, most[:, None]) + 0.5).astype(jnp.int32)
+    index = jnp.minimum(index, most[:, None].astype(jnp.int32))
+    zone = zones[table[:, None], index]
+    lower = magnitude < index.astype(jnp.float32) - 0.5 + zone
+    index = jnp.maximum(index - lower.astype(jnp.int32), 0)
+    return jnp.where(w < 0, -index, index)
+
+
+def row_scale(step: jax.Array, shift: jax.Array) -> jax.Array:
+    """float32[...]: step float32[...] doubled uint32 or int32 `shift` times, exactly."""
+    power = (shift.astype(jnp.uint32) + 127) << 23
+    return step * jax.lax.bitcast_convert_type(power, jnp.float32)
+
+
+@functools.partial(jax.jit)
+def dequantise(index: jax.Array, scale: jax.Array) -> jax.Array:
+    """bf16[OUT, K]: the values of indices int32[OUT, K] in rows of steps float32[OUT]."""
+    return (index.astype(jnp.float32) * scale[:, None]).astype(jnp.bfloat16)
