@@ -1,6 +1,6 @@
 """Codecs: how a weight's tiles are stored. `encode` and `decode` are the public way in."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -57,7 +57,7 @@ def plans(codec: str) -> bool:
 
 def plan(
     codec: str,
-    weights: Iterable[jax.Array | np.ndarray],
+    weights: Callable[[], Iterable[jax.Array | np.ndarray]],
     tile: tuple[int, int],
     pools: int,
     **options: float,
@@ -66,7 +66,7 @@ def plan(
 
     Args:
       codec: one that plans.
-      weights: [OUT, K] each, taken one after another.
+      weights: gives them, [OUT, K] each, each time it is called.
       tile: (rows, columns) of a tile.
       pools: how many pools of arrays they will make.
       **options: the codec's.
@@ -75,7 +75,11 @@ def plan(
       UserError: the codec cannot store these weights as the options ask.
     """
     filled = check_options(codec, options)
-    cast = (to_bf16(jnp.asarray(w))[0] for w in weights)
+
+    def cast() -> Iterator[jax.Array]:
+        for w in weights():
+            yield to_bf16(jnp.asarray(w))[0]
+
     return codec_module(codec).plan(cast, tile, pools, **filled)
 
 
@@ -117,7 +121,7 @@ def encode(
       codec: a name in CODECS.
       tile: (rows, columns) of a tile, multiples of 64 and 128.
       **options: the codec's options, for example `width` (8, 11 or 16) of `window`, or
-        `bits_per_weight` (2 to 6) of `ecsq`.
+        `bits_per_weight` (2 to 8) of `ecsq`.
 
     Returns:
       A TiledMatrix from which `decode` gives back the bf16 weight bit for bit; of `ecsq`, which

@@ -14,7 +14,7 @@ Arrays, for T tiles of G groups:
     table     uint32[TABLES, 2**bits]  TABLES is at most 8
     step      float32[TABLES]
     rows      uint8[tile rows of the grid, rows of a tile]   table | shift << 3: a row's step is
-              that of its table, doubled `shift` times
+              that of its table times 2 ** (shift / 4), see `ecsq_quantiser.row_scale`
 
 Several matrices may share their arrays, see `window_pool`; a row's table counts from the first of
 its matrix. A matrix that this would expand is stored as the single array `dense` bf16[OUT, K].
@@ -22,14 +22,14 @@ its matrix. A matrix that this would expand is stored as the single array `dense
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from codecjax.codecs import ecsq_plan, rans_coder, window_layout, window_pool
-from codecjax.codecs.ecsq_histogram import histogram, spread_bins
+from codecjax.codecs.ecsq_histogram import Histogram, histogram, spread_bins
 from codecjax.codecs.ecsq_plan import PAIR_BITS, Layout, Plan, Target
 from codecjax.codecs.ecsq_quantiser import (
     LARGEST,
@@ -49,13 +49,15 @@ from codecjax.tiles import TiledMatrix, units_per_tile
 VERSION = 1
 # A target `mse` above 0 is met instead of the rate.
 OPTIONS = {"bits_per_weight": 4.0, "mse": 0.0}
-CHOICES = {"bits_per_weight": Interval(2.0, 6.0), "mse": Interval(0.0, 1e30)}
+CHOICES = {"bits_per_weight": Interval(2.0, 8.0), "mse": Interval(0.0, 1e30)}
 LOSSY = True
 
 _TABLE_MASK, _SHIFT = 7, 3
 # How near a rate is to its target, as a share of it: where trials end, and where they must.
 _CLOSE, _CLOSE_ENOUGH = 0.005, 0.02
 _TRIALS = 4
+# Rows that may saturate without being counted anew, as a share of all, and how often they are.
+_FEW, _RECOUNTS = 0.01, 2
 
 
 def needs_decode(t: TiledMatrix) -> jax.Array:
@@ -84,12 +86,15 @@ def _layout(shapes: Sequence[tuple[int, int]], tile: tuple[int, int], copies: in
 
 
 def plan(
-    weights: Iterable[jax.Array], tile: tuple[int, int], copies: int, **options: float
+    weights: Callable[[], Iterable[jax.Array]],
+    tile: tuple[int, int],
+    copies: int,
+    **options: float,
 ) -> Plan:
     """One step and the tables for several matrices, which together meet the target.
 
     Args:
-      weights: bf16[OUT, K] each, taken one after another.
+      weights: gives them, bf16[OUT, K] each, each time it is called.
       tile: (rows, columns).
       copies: how many pools of arrays the matrices will make.
       **options: the codec's.
@@ -100,15 +105,50 @@ def plan(
     target = Target(**options)
     shapes: list[tuple[int, int]] = []
 
-    def padded() -> Iterable[jax.Array]:
-        for w in weights:
+    def padded() -> Iterator[jax.Array]:
+        shapes.clear()
+        for w in weights():
             shapes.append((w.shape[0], w.shape[1]))
             yield padded_to(w, tile)
 
-    counts = histogram(padded())
-    found = ecsq_plan.make_plan(counts, _layout(shapes, tile, copies), target)
+    found = _search(padded, lambda: _layout(shapes, tile, copies), target, None)[0]
     _check_rate(found.expected_bits, target, f"{len(shapes)} matrices", tile)
     return found
+
+
+def _search(
+    padded: Callable[[], Iterable[jax.Array]],
+    layout: Callable[[], Layout],
+    target: Target,
+    counted: Histogram | None,
+) -> tuple[Plan, Histogram]:
+    """The plan for weights, and the counts that it was made with.
+
+    Args:
+      padded: gives the weights bf16[OUT, K], each time it is called.
+      layout: says what is stored of them, once they were given.
+      target: what to meet.
+      counted: counts of them, where they are known.
+    """
+    counts = counted or histogram(padded())
+    found = ecsq_plan.make_plan(counts, layout(), target)
+    for _ in range(_RECOUNTS):
+        # Where rows are many that would saturate they are shifted, and then counts differ.
+        if np.mean(counts.tops > found.step * (found.range + 0.5)) <= _FEW:
+            break
+        shifted = (_shifted(w, found)[0] for w in padded())
+        recounted = dataclasses.replace(histogram(shifted), tops=counts.tops, mean=counts.mean)
+        found = ecsq_plan.make_plan(recounted, layout(), target)
+    return found, counts
+
+
+def _shifted(w: jax.Array, plan: Plan) -> tuple[jax.Array, np.ndarray]:
+    """Weights bf16[OUT, K] over what rows are coarser by than the plan's step, and their shifts."""
+    shift = row_shifts(w, plan.step, plan.range)
+    if not shift.any():
+        return w, shift
+    scale = row_scale(jnp.float32(1), jnp.asarray(shift, jnp.uint32))
+    return (w.astype(jnp.float32) / scale[:, None]).astype(jnp.bfloat16), shift
 
 
 def _check_rate(bits: float, target: Target, what: str, tile: tuple[int, int]) -> None:
@@ -147,9 +187,10 @@ def encode(
     shape = (w.shape[0], w.shape[1])
     if plan is not None:
         return _encode(padded, shape, tile, target, plan)
-    counts, layout, aim = histogram([padded]), _layout([shape], tile, 1), target
+    aim, counts = target, None
     for _ in range(_TRIALS):
-        t = _encode(padded, shape, tile, target, ecsq_plan.make_plan(counts, layout, aim))
+        found, counts = _search(lambda: [padded], lambda: _layout([shape], tile, 1), aim, counts)
+        t = _encode(padded, shape, tile, target, found)
         excess = t.bits_per_weight - bits_per_weight
         if mse > 0 or abs(excess) <= _CLOSE * bits_per_weight:
             break
@@ -163,8 +204,8 @@ def _encode(
 ) -> TiledMatrix:
     """Encodes a matrix that was padded to whole tiles."""
     options = tuple(sorted(dataclasses.asdict(target).items()))
-    table = plan.tables_of(np.asarray(spread_bins(padded)))
-    shift = row_shifts(padded, plan.step, LARGEST_OF_PAIR if plan.pairs else LARGEST)
+    shifted, shift = _shifted(padded, plan)
+    table = plan.tables_of(np.asarray(spread_bins(shifted)))
     rows = jnp.asarray(table | shift << _SHIFT, jnp.uint8).reshape(-1, tile[0])
     scale = row_scale(jnp.float32(plan.step), jnp.asarray(shift, jnp.uint32))
     index = quantise(

@@ -37,15 +37,14 @@ class Histogram:
     Attributes:
       bins: int[B], ascending, the spreads that rows have.
       counts: float64[B, 32640].
+      tops: float32[ROWS], the largest magnitude of each row.
+      mean: the mean magnitude.
     """
 
     bins: np.ndarray
     counts: np.ndarray
-
-    @property
-    def weights(self) -> float:
-        """Weights that were counted."""
-        return float(self.counts.sum())
+    tops: np.ndarray
+    mean: float
 
 
 def check_finite(w: jax.Array) -> None:
@@ -79,8 +78,10 @@ def _count(w: jax.Array, number: jax.Array, bins: int) -> jax.Array:
 def histogram(weights: Iterable[jax.Array]) -> Histogram:
     """Counts weights bf16[OUT, K], one after another; UserError where one is not finite."""
     found: dict[int, np.ndarray] = {}
+    tops: list[np.ndarray] = []
     for w in weights:
         check_finite(w)
+        tops.append(np.asarray(jnp.max(jnp.abs(w), axis=1)).astype(np.float32))
         spreads = np.asarray(spread_bins(w))
         bins, number = np.unique(spreads, return_inverse=True)
         rows = max(1, _AT_ONCE // w.shape[1])
@@ -91,4 +92,6 @@ def histogram(weights: Iterable[jax.Array]) -> Histogram:
             for each, of_bin in zip(bins.tolist(), by_bin, strict=True):
                 found[each] = found.get(each, 0.0) + of_bin
     ordered = sorted(found)
-    return Histogram(np.array(ordered), np.stack([found[each] for each in ordered]))
+    counts = np.stack([found[each] for each in ordered])
+    mean = float((counts.sum(axis=0) @ magnitude_values()) / counts.sum())
+    return Histogram(np.array(ordered), counts, np.concatenate(tops), mean)

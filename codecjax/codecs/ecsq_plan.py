@@ -20,9 +20,11 @@ MOST_TABLES = 8
 PAIR_BITS = 12
 SINGLE_BITS = (10, 11)
 # Pairs halve the steps of a decoder: they are taken where they cost up to 2 % more bits.
-_MORE_BITS = 1.02
+_MORE_BITS = 0.02
+_LEAST_MSE = 1e-60
 _ROUNDS = 8
-_HALVINGS = 40
+_HALVINGS = 26
+_PLANS = 4
 # The finest step, as a share of the mean magnitude, and of all; float32 has it to full precision.
 _FINEST, _FINEST_OF_ALL = 1 / 48, 2.0**-100
 # What the encoder's last states hold of a lane's bits, in the mean.
@@ -72,7 +74,13 @@ class Plan:
 
     @property
     def pairs(self) -> bool:
+        """Whether a symbol is two indices."""
         return self.bits == PAIR_BITS
+
+    @property
+    def range(self) -> int:
+        """The largest index that a symbol can have."""
+        return LARGEST_OF_PAIR if self.pairs else LARGEST
 
     def tables_of(self, spreads: np.ndarray) -> np.ndarray:
         """int[OUT]: the table of each row, given its spread."""
@@ -93,11 +101,6 @@ class _Sums:
         self.tables = len(counts)
         self.values = magnitude_values()
         powers = np.stack([counts * self.values**power for power in range(3)])
-        numbers, firsts, _ = powers.sum(axis=1)
-        mean = firsts.sum() / numbers.sum()
-        self.finest = max(_FINEST * mean, _FINEST_OF_ALL)
-        # With which every weight is 0.
-        self.coarsest = max(2 * self.values[np.flatnonzero(numbers)[-1]], 2 * self.finest)
         self._below = np.pad(np.cumsum(powers, axis=-1), ((0, 0), (0, 0), (1, 0)))
 
     def between(self, thresholds: np.ndarray) -> np.ndarray:
@@ -164,13 +167,19 @@ class Target:
 
 
 def _step_for(
-    target: Target, sums: _Sums, largest: int, layout: Layout, fixed_bits: float
+    target: Target,
+    histogram: Histogram,
+    sums: _Sums,
+    largest: int,
+    layout: Layout,
+    fixed_bits: float,
 ) -> float:
     """The coarsest step that meets a target, or the finest there is; a float32 value.
 
     Args:
       target: the target.
-      sums: of the weights.
+      histogram: of the weights.
+      sums: over it, by table.
       largest: largest index.
       layout: of the weights.
       fixed_bits: what is stored beside the ideally coded indices.
@@ -182,7 +191,9 @@ def _step_for(
             return found.error > target.mse * layout.weights
         return found.bits + fixed_bits < target.bits_per_weight * layout.weights
 
-    low, high = sums.finest, sums.coarsest
+    low = max(_FINEST * histogram.mean, _FINEST_OF_ALL)
+    # With this step every weight is 0.
+    high = max(2 * float(histogram.tops.max()), 2 * low)
     for _ in range(_HALVINGS):
         middle = float(np.sqrt(low * high))
         low, high = (low, middle) if is_too_coarse(middle) else (middle, high)
@@ -225,11 +236,12 @@ def _planned(histogram: Histogram, layout: Layout, target: Target, bits: int) ->
     most = LARGEST_OF_PAIR if pairs else LARGEST
     table_bits = layout.copies * 32 * ((1 << bits) + 1)
     first, beyond_ideal = np.zeros(1, int), 0.0
-    # Each round has the tables that were worth their bits at the step of the round before.
-    for _ in range(3):
+    # The first rounds choose tables that are worth their bits at the step of the round before, and
+    # each knows of the one before what the coder adds to an ideal one's bits.
+    for number in range(_PLANS):
         sums = _Sums(np.add.reduceat(histogram.counts, first, axis=0))
         fixed_bits = layout.fixed_bits + len(first) * table_bits
-        step = _step_for(target, sums, most, layout, fixed_bits + beyond_ideal)
+        step = _step_for(target, histogram, sums, most, layout, fixed_bits + beyond_ideal)
         found = _quantised(sums, step, most)
         coders = [_coder(counts, bits) for counts in found.counts]
         beyond_ideal = sum(each.coded_bits for each in coders) - found.bits
@@ -244,7 +256,8 @@ def _planned(histogram: Histogram, layout: Layout, target: Target, bits: int) ->
             expected_bits=(found.bits + fixed_bits + beyond_ideal) / layout.weights,
             expected_mse=found.error / layout.weights,
         )
-        first = _merged(histogram, step, most, table_bits)
+        if number < _PLANS - 2:
+            first = _merged(histogram, step, most, table_bits)
     return plan
 
 
@@ -256,22 +269,13 @@ def make_plan(histogram: Histogram, layout: Layout, target: Target) -> Plan:
       layout: of what is stored of them.
       target: what to meet. Where it cannot be met the plan is as near as can be.
     """
-    plans = [_planned(histogram, layout, target, bits) for bits in (*SINGLE_BITS, PAIR_BITS)]
-    if target.mse > 0:
-        *singles, pairs = sorted(plans, key=lambda plan: plan.pairs)
-        best = min(singles, key=lambda plan: plan.expected_bits)
-        met = pairs.expected_mse <= 1.001 * target.mse
-        return pairs if met and pairs.expected_bits <= _MORE_BITS * best.expected_bits else best
-    *singles, pairs = plans
-    # Of plans that exceed the rate by different amounts, the smaller one.
-    best = min(singles, key=lambda plan: (_excess(plan, target), plan.expected_mse))
-    is_near = _excess(pairs, target) <= _excess(best, target)
-    # A bit more divides the error by 4.
-    most_error = 4 ** ((_MORE_BITS - 1) * target.bits_per_weight) * best.expected_mse
-    return pairs if is_near and pairs.expected_mse <= most_error else best
+    *singles, pairs = (
+        _planned(histogram, layout, target, bits) for bits in (*SINGLE_BITS, PAIR_BITS)
+    )
+    best = min(singles, key=_cost)
+    return pairs if _cost(pairs) <= _cost(best) + _MORE_BITS * best.expected_bits else best
 
 
-def _excess(plan: Plan, target: Target) -> float:
-    """Bits a weight beyond the target rate, to a thousandth of it."""
-    excess = plan.expected_bits / target.bits_per_weight - 1
-    return max(0.0, round(excess, 3))
+def _cost(plan: Plan) -> float:
+    """Bits a weight, up to a constant, if its error were 1: a bit more divides that by 4."""
+    return plan.expected_bits + 0.5 * float(np.log2(max(plan.expected_mse, _LEAST_MSE)))

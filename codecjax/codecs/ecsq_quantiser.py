@@ -25,7 +25,9 @@ LAGRANGE = np.log(2) / 6
 # Indices of 8 and of 4 bits.
 LARGEST, LARGEST_OF_PAIR = 127, 7
 _LARGEST_BF16 = float(jnp.finfo(jnp.bfloat16).max)
-MOST_SHIFTS = 31
+# A shift has 5 bits.
+SHIFTS = 32
+_QUARTERS = np.exp2(np.arange(4) / 4).astype(np.float32)
 
 
 def dead_zones(bits: np.ndarray) -> np.ndarray:
@@ -35,28 +37,41 @@ def dead_zones(bits: np.ndarray) -> np.ndarray:
     return np.clip(zones, 0, 1)
 
 
-def row_shifts(w: jax.Array, step: float, largest: int) -> np.ndarray:
-    """int[OUT]: how often to double the step of each row.
+@functools.partial(jax.jit, static_argnames=("largest",))
+def _errors(w: jax.Array, step: jax.Array, largest: int) -> jax.Array:
+    """float32[SHIFTS, OUT]: about the mean squared error of each row, in squares of `step`."""
+    magnitude = jnp.abs(w).astype(jnp.float32) / step
 
-    Once for most rows is none. A row with weights far beyond `largest` steps has the choice to
-    let these saturate or to be coarser everywhere; it takes what gives the least squared error.
+    def with_shift(shift: jax.Array) -> jax.Array:
+        scale = row_scale(jnp.float32(1), shift)
+        beyond = jnp.maximum(magnitude - (largest + 0.5) * scale, 0)
+        saturated = jnp.where(beyond > 0, jnp.square(beyond + scale / 2), 0)
+        # Below half a step the error of a weight is the weight.
+        rounded = jnp.minimum(jnp.square(magnitude), jnp.square(scale) / 12)
+        return jnp.mean(jnp.where(beyond > 0, saturated, rounded), axis=1)
+
+    return jax.lax.map(with_shift, jnp.arange(SHIFTS, dtype=jnp.uint32))
+
+
+def row_shifts(w: jax.Array, step: float, largest: int) -> np.ndarray:
+    """int[OUT]: by how many quarters of an octave the step of each row is coarser than `step`.
+
+    For most rows by none. One with weights beyond `largest` steps may let these saturate or be
+    coarser everywhere: it takes what makes its squared error least.
 
     Args:
       w: bf16[OUT, K].
       step: of rows that are not shifted.
       largest: largest index.
     """
-    reach = step * (largest + 0.5)
     shifts = np.zeros(w.shape[0], int)
-    beyond = np.flatnonzero(np.asarray(jnp.max(jnp.abs(w), axis=1)).astype(np.float64) > reach)
-    for row in beyond.tolist():
-        magnitudes = np.abs(np.asarray(w[row]).astype(np.float64))
-        scales = step * 2.0 ** np.arange(MOST_SHIFTS + 1)[:, None]
-        saturated = np.maximum(magnitudes - largest * scales, 0)
-        errors = np.square(np.where(saturated > scales / 2, saturated, 0)).sum(axis=1)
-        # Below half a step the error of a weight is the weight.
-        rounded = np.minimum(np.square(magnitudes), np.square(scales) / 12).sum(axis=1)
-        shifts[row] = np.argmin(errors + rounded)
+    top = np.asarray(jnp.max(jnp.abs(w), axis=1)).astype(np.float64)
+    beyond = np.flatnonzero(top > step * (largest + 0.5))
+    if beyond.size:
+        # As many as a power of two, some repeated, so that few different programs are compiled.
+        rows = np.resize(beyond, 1 << int(beyond.size - 1).bit_length())
+        errors = _errors(w[rows], jnp.float32(step), largest)
+        shifts[beyond] = np.asarray(jnp.argmin(errors, axis=0))[: beyond.size]
     return shifts
 
 
@@ -88,12 +103,17 @@ def quantise(
 
 
 def row_scale(step: jax.Array, shift: jax.Array) -> jax.Array:
-    """float32[...]: step float32[...] doubled uint32 or int32 `shift` times, exactly."""
-    power = (shift.astype(jnp.uint32) + 127) << 23
-    return step * jax.lax.bitcast_convert_type(power, jnp.float32)
+    """float32[...]: step float32[...] times 2 ** (shift / 4), shift uint32[...] at most 31.
+
+    The power of two is a constant of four, rounded to float32, doubled shift // 4 times.
+    """
+    shift = shift.astype(jnp.uint32)
+    quarter = jnp.asarray(_QUARTERS)[shift % 4]
+    doubled = jax.lax.bitcast_convert_type((shift // 4 + 127) << 23, jnp.float32)
+    return step * (quarter * doubled)
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def dequantise(index: jax.Array, scale: jax.Array) -> jax.Array:
     """bf16[OUT, K]: the values of indices int32[OUT, K] in rows of steps float32[OUT]."""
     return (index.astype(jnp.float32) * scale[:, None]).astype(jnp.bfloat16)

@@ -112,7 +112,7 @@ def encode_weights(
     Args:
       config: sizes and constants.
       weights: by Hugging Face tensor name, bfloat16, float16 or float32. Each is asked for
-        once, or twice where the codec plans, so they may be made when they are asked for.
+        once, or more often where the codec plans, so they may be made when they are asked for.
       codec: a name in `codecjax.codecs.CODECS`.
       tile: (rows, columns) of a tile.
       options: the codec's.
@@ -128,8 +128,14 @@ def encode_weights(
     planned = None
     if plans(codec):
         with_projections = [[each for each in layer if each.projection] for layer in layers(config)]
-        weighed = (_weight_of(each, weights) for layer in with_projections for each in layer)
-        planned = plan(codec, weighed, tile, sum(map(bool, with_projections)), **filled)
+        projections = [each for layer in with_projections for each in layer]
+        planned = plan(
+            codec,
+            lambda: (_weight_of(each, weights) for each in projections),
+            tile,
+            sum(map(bool, with_projections)),
+            **filled,
+        )
 
     def stored(parameter: Parameter) -> TiledMatrix | jax.Array:
         nonlocal cast
