@@ -2,9 +2,8 @@
 
 A weight is index * step of its row, in float32 and rounded to bf16 once. `ecsq_plan` finds the
 step, one for all matrices that are encoded together, and `ecsq_quantiser` the indices. Units and
-registers are those of `window_layout`; groups of units are those of `rans`. With tables of 2**10
-or 2**11 slots a *symbol* is one index, +128, and each register has two steps: its low half comes
-first. With tables of 2**12 slots a symbol is both indices of a register, +8 each, low | high << 4.
+registers are those of `window_layout`; groups of units are those of `rans`; `ecsq_symbols` says
+how the indices of a group are its symbols.
 
 Arrays, for T tiles of G groups:
 
@@ -21,7 +20,6 @@ its matrix. A matrix that this would expand is stored as the single array `dense
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
@@ -30,14 +28,14 @@ import numpy as np
 
 from codecjax.codecs import ecsq_plan, rans_coder, window_layout, window_pool
 from codecjax.codecs.ecsq_histogram import Histogram, histogram, spread_bins
-from codecjax.codecs.ecsq_plan import PAIR_BITS, Layout, Plan, Target
-from codecjax.codecs.ecsq_quantiser import (
-    LARGEST,
-    LARGEST_OF_PAIR,
-    dequantise,
-    quantise,
-    row_scale,
-    row_shifts,
+from codecjax.codecs.ecsq_plan import Layout, Plan, Target
+from codecjax.codecs.ecsq_quantiser import dequantise, quantise, row_scale, row_shifts
+from codecjax.codecs.ecsq_symbols import (
+    SymbolLayout,
+    layout_of,
+    tables_of_steps,
+    to_indices,
+    to_symbols,
 )
 from codecjax.codecs.intervals import Interval
 from codecjax.codecs.rans import units_of_group
@@ -134,7 +132,7 @@ def _search(
     found = ecsq_plan.make_plan(counts, layout(), target)
     for _ in range(_RECOUNTS):
         # Where rows are many that would saturate they are shifted, and then counts differ.
-        if np.mean(counts.tops > found.step * (found.range + 0.5)) <= _FEW:
+        if np.mean(counts.tops > found.step * (found.symbols.largest + 0.5)) <= _FEW:
             break
         shifted = (_shifted(w, found)[0] for w in padded())
         recounted = dataclasses.replace(histogram(shifted), tops=counts.tops, mean=counts.mean)
@@ -144,7 +142,7 @@ def _search(
 
 def _shifted(w: jax.Array, plan: Plan) -> tuple[jax.Array, np.ndarray]:
     """Weights bf16[OUT, K] over what rows are coarser by than the plan's step, and their shifts."""
-    shift = row_shifts(w, plan.step, plan.range)
+    shift = row_shifts(w, plan.step, plan.symbols.largest)
     if not shift.any():
         return w, shift
     scale = row_scale(jnp.float32(1), jnp.asarray(shift, jnp.uint32))
@@ -215,15 +213,15 @@ def _encode(
         jnp.asarray(plan.largest),
         jnp.asarray(table, jnp.int32),
     )
-    symbols = _symbols(index, tile, plan.pairs)
-    tables = _tables_of_symbols(rows, tile, plan.pairs)
-    # Tile rows by tiles across: the tables of a tile row's symbols are those of each tile in it.
-    tables = jnp.broadcast_to(
-        tables[:, None], (tables.shape[0], symbols.shape[1], *tables.shape[1:])
-    )
-    steps = symbols.shape[-2:]
+    symbols = to_symbols(index, tile, plan.symbols)
+    steps = _steps(tile, plan.symbols)
+    by_tile_row = tables_of_steps(rows & _TABLE_MASK, tile, plan.symbols, steps)[:, None]
+    groups = (*symbols.shape[:2], *by_tile_row.shape[2:])
     streams = rans_coder.encode(
-        symbols.reshape(-1, *steps), plan.frequencies, plan.bits, tables.reshape(-1, *steps)
+        symbols.reshape(-1, *groups[-2:]),
+        plan.frequencies,
+        plan.symbols.bits,
+        jnp.broadcast_to(by_tile_row, groups).reshape(-1, *groups[-2:]),
     )
     tiles = symbols.shape[0] * symbols.shape[1]
     arrays = {
@@ -231,7 +229,10 @@ def _encode(
         "starts": streams.starts.reshape(tiles, -1, rans_coder.WARPS),
         "stream": streams.words,
         "table": jnp.stack(
-            [jnp.asarray(rans_coder.decode_table(each, plan.bits)) for each in plan.frequencies]
+            [
+                jnp.asarray(rans_coder.decode_table(each, plan.symbols.bits))
+                for each in plan.frequencies
+            ]
         ),
         "step": jnp.full(len(plan.frequencies), plan.step, jnp.float32),
         "rows": rows,
@@ -242,56 +243,25 @@ def _encode(
     return dataclasses.replace(t, arrays={"dense": padded[: shape[0], : shape[1]]})
 
 
-@functools.partial(jax.jit, static_argnames=("tile", "pairs"))
-def _symbols(index: jax.Array, tile: tuple[int, int], pairs: bool) -> jax.Array:
-    """uint8[tile rows, tiles across, G, STEPS, 128] of indices int32[rows, K] of whole tiles."""
-    bias = LARGEST_OF_PAIR + 1 if pairs else LARGEST + 1
-    registers = window_layout.fragment_order((index + bias).astype(jnp.uint16), tile)
-    low, high = registers & 0xFFFF, registers >> 16
-    if pairs:
-        symbols = (low | high << 4).astype(jnp.uint8)
-    else:
-        symbols = jnp.stack([low, high], axis=-2).astype(jnp.uint8)
-    steps = _steps(tile, pairs)
-    return symbols.reshape(*registers.shape[:2], -1, steps, rans_coder.LANES)
-
-
-def _steps(tile: tuple[int, int], pairs: bool) -> int:
-    return units_of_group(tile) * window_layout.REGISTERS * (1 if pairs else 2)
-
-
-def _tables_of_symbols(rows: jax.Array, tile: tuple[int, int], pairs: bool) -> jax.Array:
-    """uint8[..., G, STEPS, 128]: tables of the symbols of tiles with `rows` uint8[..., rows]."""
-    lane = np.arange(rans_coder.LANES)
-    register = np.arange(window_layout.REGISTERS)[:, None]
-    of_unit = np.repeat(window_layout.row_of(lane, register), 1 if pairs else 2, axis=0)
-    across = tile[1] // 128
-    down = np.repeat(np.arange(tile[0] // 64), across)
-    row = 64 * down[:, None, None] + of_unit
-    return (rows & _TABLE_MASK)[..., row.reshape(-1, _steps(tile, pairs), rans_coder.LANES)]
+def _steps(tile: tuple[int, int], symbols: SymbolLayout) -> int:
+    """STEPS of a group."""
+    return units_of_group(tile) * window_layout.REGISTERS * symbols.steps
 
 
 def decode_tile(t: TiledMatrix, index: jax.Array) -> jax.Array:
     """Decodes tile `index` (int32 scalar): bf16[rows, columns]; the definition of the format."""
     arrays, place, tile = t.arrays, place_of(t), t.tile
     slot = place.first_slot + index
-    pairs = arrays["table"].shape[-1] == 1 << PAIR_BITS
     rows = arrays["rows"][place.first_row + index // t.grid[1]]
-    tables = _tables_of_symbols(rows, tile, pairs).astype(jnp.uint32) + place.first_table
-    steps = tables.shape[1]
+    layout = layout_of(arrays["table"])
+    table = (rows & _TABLE_MASK).astype(jnp.uint32)
+    steps = _steps(tile, layout)
+    tables = tables_of_steps(table, tile, layout, steps) + place.first_table
 
     def group(states: jax.Array, starts: jax.Array, table_of: jax.Array) -> jax.Array:
         stream, table = arrays["stream"], arrays["table"]
         return rans_coder.decode_group(states, starts, stream, table, steps, table_of)
 
     symbols = jax.vmap(group)(arrays["states"][slot], arrays["starts"][slot], tables)
-    units = (tile[0] // 64, tile[1] // 128, window_layout.REGISTERS)
-    if pairs:
-        both = symbols.reshape(*units, rans_coder.LANES)
-        halves = jnp.stack([both & 0xF, both >> 4], axis=-1)
-    else:
-        halves = jnp.moveaxis(symbols.reshape(*units, 2, rans_coder.LANES), -2, -1)
-    bias = LARGEST_OF_PAIR + 1 if pairs else LARGEST + 1
-    indices = window_layout.row_order(halves).astype(jnp.int32) - bias
-    step = arrays["step"].at[(rows & _TABLE_MASK) + place.first_table].get(mode="clip")
-    return dequantise(indices, row_scale(step, rows >> _SHIFT))
+    step = arrays["step"].at[table + place.first_table].get(mode="clip")
+    return dequantise(to_indices(symbols, tile, layout), row_scale(step, rows >> _SHIFT))

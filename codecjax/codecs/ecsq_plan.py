@@ -12,21 +12,20 @@ import numpy as np
 
 from codecjax.codecs import rans_coder
 from codecjax.codecs.ecsq_histogram import Histogram, magnitude_values
-from codecjax.codecs.ecsq_quantiser import LARGEST, LARGEST_OF_PAIR, dead_zones
+from codecjax.codecs.ecsq_quantiser import dead_zones
+from codecjax.codecs.ecsq_symbols import FINE, PAIR, SINGLE, SymbolLayout, signed_counts
 
 # A table number has 3 bits.
 MOST_TABLES = 8
-# A symbol is one index; with tables of PAIR_BITS bits it is two.
-PAIR_BITS = 12
-SINGLE_BITS = (10, 11)
-# Pairs halve the steps of a decoder: they are taken where they cost up to 2 % more bits.
+# A layout with half the steps for a decoder is taken where it costs up to 2 % more bits.
 _MORE_BITS = 0.02
+# Of errors that are compared.
 _LEAST_MSE = 1e-60
 _ROUNDS = 8
 _HALVINGS = 26
 _PLANS = 4
 # The finest step, as a share of the mean magnitude, and of all; float32 has it to full precision.
-_FINEST, _FINEST_OF_ALL = 1 / 48, 2.0**-100
+_FINEST, _FINEST_OF_ALL = 1 / 128, 2.0**-100
 # What the encoder's last states hold of a lane's bits, in the mean.
 _BITS_IN_STATE = 8
 
@@ -52,13 +51,15 @@ class Layout:
 class Plan:
     """How to quantise and code matrices.
 
+    Arrays by table have those of rows from `symbols.first_table` on.
+
     Attributes:
       step: of all rows that are not shifted, a float32 value.
-      first_bins: int[TABLES], ascending: the smallest spread of each table's rows.
-      zones: float32[TABLES, 128], dead zones.
+      first_bins: int[n], ascending: the smallest spread of the rows of each of their tables.
+      zones: float32[TABLES, Q + 1], dead zones.
       largest: int32[TABLES], largest index.
       frequencies: int32[TABLES, 256], of symbols.
-      bits: of the tables.
+      symbols: how indices are symbols.
       expected_bits: bits a weight, everything included.
       expected_mse: mean squared error of a weight.
     """
@@ -68,23 +69,14 @@ class Plan:
     zones: np.ndarray
     largest: np.ndarray
     frequencies: np.ndarray
-    bits: int
+    symbols: SymbolLayout
     expected_bits: float
     expected_mse: float
 
-    @property
-    def pairs(self) -> bool:
-        """Whether a symbol is two indices."""
-        return self.bits == PAIR_BITS
-
-    @property
-    def range(self) -> int:
-        """The largest index that a symbol can have."""
-        return LARGEST_OF_PAIR if self.pairs else LARGEST
-
     def tables_of(self, spreads: np.ndarray) -> np.ndarray:
         """int[OUT]: the table of each row, given its spread."""
-        return np.maximum(np.searchsorted(self.first_bins, spreads, side="right") - 1, 0)
+        number = np.searchsorted(self.first_bins, spreads, side="right") - 1
+        return np.maximum(number, 0) + self.symbols.first_table
 
 
 def _entropy(counts: np.ndarray) -> np.ndarray:
@@ -141,8 +133,10 @@ def _quantised(sums: _Sums, step: float, largest: int) -> _Quantised:
     return _Quantised(number, used, float(np.maximum(error, 0).sum()))
 
 
-def _merged(histogram: Histogram, step: float, largest: int, table_bits: int) -> np.ndarray:
-    """int[TABLES]: first bin, by number, of each table; few enough that each is worth its bits."""
+def _merged(
+    histogram: Histogram, step: float, largest: int, table_bits: int, tables: int
+) -> np.ndarray:
+    """int[TABLES]: first bin, by number, of each table; at most `tables`, each worth its bits."""
     counts = _quantised(_Sums(histogram.counts), step, largest).counts
     parts = list(counts)
     first = list(range(len(parts)))
@@ -151,7 +145,7 @@ def _merged(histogram: Histogram, step: float, largest: int, table_bits: int) ->
         alone = _entropy(np.stack(parts))
         lost = _entropy(both) - alone[1:] - alone[:-1]
         least = int(np.argmin(lost))
-        if len(parts) <= MOST_TABLES and lost[least] > table_bits:
+        if len(parts) <= tables and lost[least] > table_bits:
             break
         parts[least : least + 2] = [both[least]]
         del first[least + 1]
@@ -209,70 +203,65 @@ class _Coder:
     coded_bits: float
 
 
-def _coder(counts: np.ndarray, bits: int) -> _Coder:
-    """The coder of indices, given counts float64[Q + 1] of their magnitudes.
-
-    Signs are taken as equally likely, and the two indices of a pair as independent.
-    """
+def _coder(counts: np.ndarray, symbols: SymbolLayout) -> _Coder:
+    """The coder of indices, given counts float64[Q + 1] of their magnitudes."""
     largest = max(1, int(np.max(np.flatnonzero(counts), initial=0)))
     # An index that does not occur may in rows that are shifted.
-    magnitudes = np.maximum(counts[: largest + 1], 0.5)
-    indices = np.concatenate([magnitudes[:0:-1] / 2, magnitudes[:1], magnitudes[1:] / 2])
-    index = np.arange(-largest, largest + 1)
-    symbols = np.zeros(rans_coder.ALPHABET)
-    if bits == PAIR_BITS:
-        biased = index + LARGEST_OF_PAIR + 1
-        symbols[biased[:, None] | biased << 4] = indices[:, None] * indices / (2 * indices.sum())
-    else:
-        symbols[index + LARGEST + 1] = indices
-    frequencies = rans_coder.frequencies(symbols, bits)
-    lengths = bits - np.log2(np.maximum(frequencies, 1))
-    return _Coder(frequencies, largest, float(symbols @ lengths))
+    occurring = signed_counts(np.maximum(counts[: largest + 1], 0.5), symbols)
+    frequencies = rans_coder.frequencies(occurring, symbols.bits)
+    lengths = symbols.bits - np.log2(np.maximum(frequencies, 1))
+    bits = float(occurring @ lengths)
+    if symbols is FINE:
+        bits += 3 * float(counts.sum())
+    return _Coder(frequencies, largest, bits)
 
 
-def _planned(histogram: Histogram, layout: Layout, target: Target, bits: int) -> Plan:
-    """The plan with tables of 2**bits slots."""
-    pairs = bits == PAIR_BITS
-    most = LARGEST_OF_PAIR if pairs else LARGEST
-    table_bits = layout.copies * 32 * ((1 << bits) + 1)
+def _planned(histogram: Histogram, layout: Layout, target: Target, symbols: SymbolLayout) -> Plan:
+    """The plan with symbols of one layout."""
+    most, own = symbols.largest, symbols.first_table
+    table_bits = layout.copies * 32 * ((1 << symbols.bits) + 1)
     first, beyond_ideal = np.zeros(1, int), 0.0
     # The first rounds choose tables that are worth their bits at the step of the round before, and
     # each knows of the one before what the coder adds to an ideal one's bits.
     for number in range(_PLANS):
         sums = _Sums(np.add.reduceat(histogram.counts, first, axis=0))
-        fixed_bits = layout.fixed_bits + len(first) * table_bits
+        fixed_bits = layout.fixed_bits + (own + len(first)) * table_bits
         step = _step_for(target, histogram, sums, most, layout, fixed_bits + beyond_ideal)
         found = _quantised(sums, step, most)
-        coders = [_coder(counts, bits) for counts in found.counts]
+        coders = [_coder(counts, symbols) for counts in found.counts]
         beyond_ideal = sum(each.coded_bits for each in coders) - found.bits
         beyond_ideal -= _BITS_IN_STATE * layout.lanes
-        plan = Plan(
-            step=step,
-            first_bins=histogram.bins[first],
-            zones=np.pad(found.zones, ((0, 0), (0, LARGEST - most))).astype(np.float32),
-            largest=np.array([each.largest for each in coders], np.int32),
-            frequencies=np.stack([each.frequencies for each in coders]),
-            bits=bits,
-            expected_bits=(found.bits + fixed_bits + beyond_ideal) / layout.weights,
-            expected_mse=found.error / layout.weights,
-        )
         if number < _PLANS - 2:
-            first = _merged(histogram, step, most, table_bits)
-    return plan
+            first = _merged(histogram, step, most, table_bits, MOST_TABLES - own)
+    frequencies = [each.frequencies for each in coders]
+    if own:
+        uniform = np.arange(rans_coder.ALPHABET) < (1 << 3)
+        frequencies.insert(0, uniform.astype(np.int32) << symbols.bits - 3)
+    return Plan(
+        step=step,
+        first_bins=histogram.bins[first],
+        zones=np.pad(found.zones, ((own, 0), (0, 0))).astype(np.float32),
+        largest=np.array([0] * own + [each.largest for each in coders], np.int32),
+        frequencies=np.stack(frequencies),
+        symbols=symbols,
+        expected_bits=(found.bits + fixed_bits + beyond_ideal) / layout.weights,
+        expected_mse=found.error / layout.weights,
+    )
 
 
 def make_plan(histogram: Histogram, layout: Layout, target: Target) -> Plan:
-    """The plan that meets a target best, of those with one and with two indices a symbol.
+    """The plan that meets a target best, of those with symbols of each layout.
 
     Args:
       histogram: of all weights, padding included.
       layout: of what is stored of them.
       target: what to meet. Where it cannot be met the plan is as near as can be.
     """
-    *singles, pairs = (
-        _planned(histogram, layout, target, bits) for bits in (*SINGLE_BITS, PAIR_BITS)
+    pairs, single, fine = (
+        _planned(histogram, layout, target, symbols) for symbols in (PAIR, SINGLE, FINE)
     )
-    best = min(singles, key=_cost)
+    # The fewer steps a decoder has, the better.
+    best = fine if _cost(fine) < _cost(single) - _MORE_BITS * fine.expected_bits else single
     return pairs if _cost(pairs) <= _cost(best) + _MORE_BITS * best.expected_bits else best
 
 

@@ -22,8 +22,6 @@ import numpy as np
 # The slope of distortion against rate, in squared steps a bit, where the step is small: there
 # D = s^2 / 12 and D falls by 2 ln 2 D a bit.
 LAGRANGE = np.log(2) / 6
-# Indices of 8 and of 4 bits.
-LARGEST, LARGEST_OF_PAIR = 127, 7
 _LARGEST_BF16 = float(jnp.finfo(jnp.bfloat16).max)
 # A shift has 5 bits.
 SHIFTS = 32
@@ -84,12 +82,12 @@ def quantise(
     Args:
       w: bf16[OUT, K], finite.
       scale: float32[OUT], each row's step.
-      zones: float32[TABLES, 128], `dead_zones` of each table's bits.
+      zones: float32[TABLES, Q + 1], `dead_zones` of each table's bits.
       largest: int32[TABLES], largest index of each table.
       table: int32[OUT], each row's table.
 
     Returns:
-      int32[OUT, K], -127..127.
+      int32[OUT, K], -Q..Q.
     """
     magnitude = jnp.abs(w).astype(jnp.float32) / scale[:, None]
     # Nor may a value be too large for bf16.
