@@ -26,6 +26,10 @@ def get_config() -> ConfigDict:
     config.codec.width = 11
     # Only for codec "rans": 10, 11 or 12 bits of a probability.
     config.codec.probability_bits = 12
+    # Only for codec "ecsq", which is lossy: 2 to 8 bits a weight, everything included, or, where
+    # it is above 0, the mean squared error of a weight.
+    config.codec.bits_per_weight = 4.0
+    config.codec.mse = 0.0
     config.codec.tile_rows = 256
     config.codec.tile_columns = 256
 

@@ -144,7 +144,9 @@ def derived_name(config: ConfigDict) -> str:
     else:
         budget = config.cache.budget_bytes
         size = f"{config.cache.budget_fraction:.1%}" if budget is None else f"{budget} bytes"
-        codec = [config.codec.name, *(str(value) for value in codec_options(config).values())]
+        # A target that is 0 is none.
+        options = [f"{value:g}" for value in codec_options(config).values() if value]
+        codec = [config.codec.name, *options]
         parts = [" ".join(codec), config.cache.policy, f"{size} kept"]
     if config.run.implementation:
         parts.append(config.run.implementation)
@@ -157,7 +159,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", words).strip("-.") or "point"
 
 
-def codec_options(config: ConfigDict) -> dict[str, int]:
+def codec_options(config: ConfigDict) -> dict[str, float]:
     """The options that the config's codec takes."""
     return {name: config.codec[name] for name in codec_module(config.codec.name).OPTIONS}
 
