@@ -76,8 +76,7 @@ def _count(tiled: Sequence[TiledMatrix]) -> int:
 class _Filling:
     """Decodes every compressed tile of several matrices into a page of its own.
 
-    The pages are scattered over the pool, which every application hands on to the next. The op
-    gives the dense matrix too; it is overwritten and not handed out.
+    The pages are scattered over the pool, which every application hands on to the next.
 
     Attributes:
       t: one of the matrices, all alike.
@@ -100,8 +99,7 @@ class _Filling:
 
         def decode(argument: Any, held: Any) -> Any:
             t, first = argument
-            _, held = kernels_pallas.decode(t, held, first, implementation=implementation)
-            return (), held
+            return (), kernels_pallas.fill(t, held, first, implementation=implementation)
 
         firsts = [jnp.int32(number * self.t.tiles) for number in range(len(tiled))]
         carried = residency(pool, table, self.t.tile)

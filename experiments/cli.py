@@ -24,6 +24,12 @@ EXIT_INTERRUPTED = 130
 
 Main = Callable[[list[str]], int | None]
 
+_DEFINE = {
+    float: flags.DEFINE_float,
+    int: flags.DEFINE_integer,
+    str: flags.DEFINE_string,
+}
+
 VERBOSE = flags.DEFINE_bool("verbose", False, "Show tracebacks and details.")
 
 
@@ -78,7 +84,7 @@ def define_codec_options() -> None:
             owners.setdefault(name, []).append(codec)
     for name, codecs in owners.items():
         choices, default = CODECS[codecs[0]].CHOICES[name], CODECS[codecs[0]].OPTIONS[name]
-        define = flags.DEFINE_float if isinstance(default, float) else flags.DEFINE_integer
+        define = _DEFINE[type(default)]
         about = f"Of codec {' and '.join(codecs)}: {described(choices)}, by default {default}."
         define(name, None, about)
 

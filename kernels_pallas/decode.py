@@ -1,4 +1,4 @@
-"""Op: decode a tiled matrix to dense bf16, reading and filling pages on the way."""
+"""Ops: decode a tiled matrix to dense bf16 or into pages."""
 
 import jax
 import jax.numpy as jnp
@@ -39,3 +39,29 @@ def decode(
     if implementation == XLA:
         return reference_xla.decode(t, residency, first)
     return decode_mosaic_gpu.decode(t, residency, first)
+
+
+def fill(
+    t: TiledMatrix,
+    residency: Residency,
+    first_tile: int | jax.Array = 0,
+    *,
+    implementation: str | None = None,
+) -> Residency:
+    """Decodes the tiles that the page table has pages for, and nothing else.
+
+    Args:
+      t, first_tile, implementation: as in `decode`.
+      residency: its pages and page table say which tiles go where.
+
+    Returns:
+      The residency with those pages filled, and as decoded units those of their tiles.
+
+    Raises:
+      UserError: as in `decode`.
+    """
+    implementation = resolve(implementation)
+    check_residency(t, residency)
+    first = jnp.asarray(first_tile, jnp.int32)
+    module = reference_xla if implementation == XLA else decode_mosaic_gpu
+    return module.fill(t, residency, first)

@@ -1,4 +1,4 @@
-"""Dense decode as a Mosaic GPU kernel: units are decoded and copied to their place."""
+"""Decode as Mosaic GPU kernels, dense or into pages: units are decoded, then copied."""
 
 import dataclasses
 import functools
@@ -66,7 +66,6 @@ def _divisors(units_across: int, most: int) -> list[int]:
     return [d for d in range(1, most + 1) if units_across % d == 0]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "interpret"))
 def decode(
     t: TiledMatrix,
     residency: Residency | None,
@@ -78,6 +77,31 @@ def decode(
     """bf16[OUT, K], reading resident tiles from their pages and filling pages as told."""
     if t.is_dense:
         return t.arrays["dense"], residency
+    return _decode(t, residency, first_tile, config, interpret)
+
+
+def fill(
+    t: TiledMatrix,
+    residency: Residency,
+    first_tile: jax.Array,
+    *,
+    config: DecodeConfig | None = None,
+    interpret: bool = False,
+) -> Residency:
+    """The residency with pages filled as told; tiles that fill none are not decoded."""
+    if t.is_dense or residency.pages is None:
+        return residency
+    return _fill(t, residency, first_tile, config, interpret)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "interpret"))
+def _decode(
+    t: TiledMatrix,
+    residency: Residency | None,
+    first_tile: jax.Array,
+    config: DecodeConfig | None,
+    interpret: bool,
+) -> tuple[jax.Array, Residency | None]:
     config = config or choose_config(*t.unit_grid)
     steps = config.steps
     stream, sources = UnitStream.of((t,), residency, config.stages, Lanes(interpret))
@@ -124,16 +148,83 @@ def decode(
         jax.lax.fori_loop(0, steps, copy_out, None)
         plgpu.wait_smem_to_gmem(0)
 
-    barriers = plgpu.Barrier(num_arrivals=UnitWalk.arrivals(stream), num_barriers=stream.stages)
     shape = (stream.units_down * UNIT_ROWS, stream.units_across * UNIT_COLUMNS)
-    kernel = plgpu.kernel(
+    kernel = _kernel(body, stream, steps, jax.ShapeDtypeStruct(shape, jnp.bfloat16))
+    w = kernel(*operands.values())[: t.shape[0], : t.shape[1]]
+    return w, stream.residency(residency, operands)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "interpret"))
+def _fill(
+    t: TiledMatrix,
+    residency: Residency,
+    first_tile: jax.Array,
+    config: DecodeConfig | None,
+    interpret: bool,
+) -> Residency:
+    config = config or choose_config(*t.unit_grid)
+    steps = config.steps
+    stream, sources = UnitStream.of((t,), residency, config.stages, Lanes(interpret))
+    operands = stream.operands(sources, residency, first_tile)
+    names = tuple(operands)
+
+    def body(*refs: Any, barriers: Any, **scratch: Any) -> None:
+        bound = dict(zip(names, refs, strict=True)) | scratch
+        row, part = jax.lax.axis_index("row"), jax.lax.axis_index("part")
+        walk = UnitWalk.start(stream, bound, row, part * steps)
+
+        def fetch(step: jax.Array, stage: Any) -> None:
+            @pl.when(walk.fills(step))
+            def _() -> None:
+                walk.fetch(step, stage, barriers.at[stage])
+
+        for stage in range(stream.stages):
+            fetch(jnp.int32(stage), stage)
+        walk = walk.prepare()
+
+        def fill_page(step: jax.Array, carry: None) -> None:
+            del carry
+            stage = jax.lax.rem(step, stream.stages)
+
+            @pl.when(walk.fills(step))
+            def _() -> None:
+                plgpu.barrier_wait(barriers.at[stage])
+                decoded = walk.decoded(stage)
+                # The copy out of what was decoded into this stage's unit before.
+                plgpu.wait_smem_to_gmem(stream.stages - 1, wait_read_only=True)
+                bound["units"].at[stage][...] = decoded
+                plgpu.commit_smem()
+                walk.copy_to_page(step, stage)
+
+                @pl.when(step + stream.stages < steps)
+                def _() -> None:
+                    fetch(step + stream.stages, stage)
+
+            walk.record(step, walk.fills(step))
+            # Every step has a group of copies, be it empty, so that the wait finds its own.
+            plgpu.commit_smem_to_gmem_group()
+
+            @pl.when(~walk.fills(step) & (step + stream.stages < steps))
+            def _() -> None:
+                fetch(step + stream.stages, stage)
+
+        jax.lax.fori_loop(0, steps, fill_page, None)
+        plgpu.wait_smem_to_gmem(0)
+
+    _kernel(body, stream, steps, ())(*operands.values())
+    return stream.residency(residency, operands) or residency
+
+
+def _kernel(body: Any, stream: UnitStream, steps: int, out_type: Any) -> Any:
+    """The kernel whose CTAs walk through `steps` units each."""
+    arrivals = UnitWalk.arrivals(stream)
+    barriers = plgpu.Barrier(num_arrivals=arrivals, num_barriers=stream.stages)
+    return plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct(shape, jnp.bfloat16),
+        out_type=out_type,
         grid=(stream.units_down, stream.units_across // steps),
         grid_names=("row", "part"),
         scratch_types=stream.scratch(staged=True) | {"barriers": barriers},
         compiler_params=LANE_SEMANTICS,
-        interpret=interpreter(interpret),
+        interpret=interpreter(stream.lanes.interpret),
     )
-    w = kernel(*operands.values())[: t.shape[0], : t.shape[1]]
-    return w, stream.residency(residency, operands)

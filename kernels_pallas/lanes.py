@@ -19,28 +19,25 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.codecs import window, window_layout, window_records
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS
+from kernels_pallas.emit import (
+    LANE_LAYOUT,
+    LANES,
+    MERGE,
+    SPREAD,
+    emit_patch,
+    field,
+    from_scalar,
+    index_of,
+    ptx,
+    scalar,
+    shifted,
+)
 
-LANES = window_layout.LANES
 SWIZZLE_COLUMNS = 64
 SWIZZLE_TRANSFORMS = (
     plgpu.TilingTransform((8, SWIZZLE_COLUMNS)),
     plgpu.SwizzleTransform(2 * SWIZZLE_COLUMNS),
 )
-LANE_LAYOUT = plgpu.Layout.WG_STRIDED((LANES,), vec_size=1)
-
-
-def _scalar(register: ir.Value) -> ir.Value:
-    first = ir.DenseI64ArrayAttr.get([0])
-    return vector.extract(register, dynamic_position=[], static_position=first)
-
-
-def _from_scalar(value: ir.Value) -> Any:
-    word = ir.IntegerType.get_signless(32)
-    register = vector.broadcast(ir.VectorType.get((1,), word), value)
-    registers = np.array([register], dtype=object)
-    return mgpu.FragmentedArray(
-        _registers=registers, _layout=LANE_LAYOUT.to_mgpu(), _is_signed=False
-    )
 
 
 def _per_lane(emit: Callable[..., ir.Value], *operands: jax.Array) -> jax.Array:
@@ -51,46 +48,9 @@ def _per_lane(emit: Callable[..., ir.Value], *operands: jax.Array) -> jax.Array:
         return_type=plgpu.ShapeDtypeStruct((LANES,), jnp.uint32, layout=LANE_LAYOUT),
     )
     def apply(_: Any, *arrays: Any) -> Any:
-        return _from_scalar(emit(*(_scalar(array.registers.item()) for array in arrays)))
+        return from_scalar(emit(*(scalar(array.registers.item()) for array in arrays)))
 
     return apply(*operands)
-
-
-def _ptx(template: str) -> Callable[..., ir.Value]:
-    def emit(*operands: ir.Value) -> ir.Value:
-        word = ir.IntegerType.get_signless(32)
-        return mgpu_utils.inline_ptx(template, *operands, result_types=word)
-
-    return emit
-
-
-def _index(word: ir.Value) -> ir.Value:
-    return arith.index_castui(ir.IndexType.get(), word)
-
-
-def _field(bits: ir.Value, shift: int, mask: int) -> ir.Value:
-    word = ir.IntegerType.get_signless(32)
-    shifted = arith.shrui(bits, arith.constant(word, shift)) if shift else bits
-    return arith.andi(shifted, arith.constant(word, mask))
-
-
-def _shifted(bits: ir.Value, shift: int) -> ir.Value:
-    return arith.shrui(bits, arith.constant(ir.IntegerType.get_signless(32), shift))
-
-
-def _four(word: ir.Type) -> ir.Value:
-    return arith.constant(word, 4)
-
-
-_POPULATION = _ptx("popc.b32 $0, $1;")
-# Registers of which one comparison finds the group that an escape is in.
-_GROUP = 4
-_PATCH_GROUP = (
-    "{ .reg .pred p; setp.eq.u32 p, $12, %d; "
-    "mov.b32 $0, $4; mov.b32 $1, $5; mov.b32 $2, $6; mov.b32 $3, $7; "
-    "@p xor.b32 $0, $4, $8; @p xor.b32 $1, $5, $9; "
-    "@p xor.b32 $2, $6, $10; @p xor.b32 $3, $7, $11; }"
-)
 
 
 def _flat(ref: ir.Value) -> ir.Value:
@@ -110,11 +70,6 @@ def _used_registers(columns: int) -> int:
 def _owned_registers(columns: int, splits: int) -> int:
     """Of those registers, the most that one of a cluster's CTAs adds up."""
     return -(-_used_registers(columns) // splits)
-
-
-def _lanes_that_hold(columns: int) -> int:
-    """Lanes of a warpgroup that hold sums of the first columns: two columns are one lane's of 4."""
-    return LANES // 4 if columns <= 2 else LANES
 
 
 def _effect(template: str, *operands: ir.Value) -> None:
@@ -140,19 +95,19 @@ def _store_pair(
 ) -> None:
     """Stores a lane's register number `position` of wgmma's sums to its place in [columns, 64]."""
     word = ir.IntegerType.get_signless(32)
-    warp_row = arith.shli(_field(lane, 5, 3), _four(word))
-    half_row = arith.shli(_field(position, 0, 1), arith.constant(word, 3))
-    row = arith.addi(arith.addi(warp_row, _field(lane, 2, 7)), half_row)
+    warp_row = arith.shli(field(lane, 5, 3), arith.constant(word, 4))
+    half_row = arith.shli(field(position, 0, 1), arith.constant(word, 3))
+    row = arith.addi(arith.addi(warp_row, field(lane, 2, 7)), half_row)
     first = arith.addi(
-        arith.shli(_shifted(position, 1), arith.constant(word, 3)),
-        arith.shli(_field(lane, 0, 3), arith.constant(word, 1)),
+        arith.shli(shifted(position, 1), arith.constant(word, 3)),
+        arith.shli(field(lane, 0, 3), arith.constant(word, 1)),
     )
     for offset, value in enumerate(pair):
         column = arith.addi(first, arith.constant(word, offset))
         inside = arith.cmpi(arith.CmpIPredicate.ult, column, arith.constant(word, columns))
         branch = scf.IfOp(inside)
         with ir.InsertionPoint(branch.then_block):
-            memref.store(value, out, [_index(column), _index(row)])
+            memref.store(value, out, [index_of(column), index_of(row)])
             scf.yield_([])
 
 
@@ -166,20 +121,19 @@ class Lanes:
         """Lane number 0..127 in the warpgroup."""
         if self.interpret:
             return jnp.arange(LANES, dtype=jnp.uint32)
-        return _per_lane(_ptx("{ .reg .u32 t; mov.u32 t, %tid.x; and.b32 $0, t, 127; }"))
+        return _per_lane(ptx("{ .reg .u32 t; mov.u32 t, %tid.x; and.b32 $0, t, 127; }"))
 
     def spread(self, word: jax.Array, high: bool) -> jax.Array:
         """`window_layout.spread_bytes` in one instruction."""
         if self.interpret:
             return window_layout.spread_bytes(word, high)
-        selector = "0x3322" if high else "0x1100"
-        return _per_lane(_ptx(f"prmt.b32 $0, $1, 0, {selector};"), word)
+        return _per_lane(SPREAD[high], word)
 
     def merge(self, bytes_: jax.Array, exponents: jax.Array) -> jax.Array:
         """`window_layout.merge_exponent` in one instruction."""
         if self.interpret:
             return window_layout.merge_exponent(bytes_, exponents)
-        return _per_lane(_ptx("lop3.b32 $0, 0x807f807f, $1, $2, 0xCA;"), bytes_, exponents)
+        return _per_lane(MERGE, bytes_, exponents)
 
     def gather(self, ref: Any, index: jax.Array) -> jax.Array:
         """Each lane's element of a uint8, uint32 or int32 ref, by flat index, as uint32."""
@@ -194,10 +148,10 @@ class Lanes:
             return_type=plgpu.ShapeDtypeStruct((LANES,), jnp.uint32, layout=LANE_LAYOUT),
         )
         def load(_: Any, ref: ir.Value, index: Any) -> Any:
-            position = arith.index_castui(ir.IndexType.get(), _scalar(index.registers.item()))
+            position = arith.index_castui(ir.IndexType.get(), scalar(index.registers.item()))
             value = memref.load(_flat(ref), [position])
             word = ir.IntegerType.get_signless(32)
-            return _from_scalar(value if value.type == word else arith.extui(word, value))
+            return from_scalar(value if value.type == word else arith.extui(word, value))
 
         return load(ref, index)
 
@@ -244,71 +198,13 @@ class Lanes:
             arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (count + 3)), return_type=words
         )
         def apply(_: Any, record: ir.Value, *arrays: Any) -> Any:
-            word = ir.IntegerType.get_signless(32)
-            zero, one = arith.constant(word, 0), arith.constant(word, 1)
-            number, even, odd, *values = (_scalar(array.registers.item()) for array in arrays)
-            warp, lane = _field(number, 5, 3), _field(number, 0, 31)
-            lower_lanes = arith.subi(arith.shli(one, lane), one)
-            starts = memref.load(record, [_index(arith.constant(word, window_records.WARPS))])
-            first = arith.shrui(starts, arith.shli(warp, arith.constant(word, 3)))
-            state = [memref.load(record, [_index(warp)]), _field(first, 0, 0xFF), *values]
-            types = [word] * len(state)
-            loop = scf.WhileOp(types, state)
-            before = ir.Block.create_at_start(loop.before, types)
-            with ir.InsertionPoint(before):
-                bitmap = before.arguments[0]
-                scf.condition(
-                    arith.cmpi(arith.CmpIPredicate.ne, bitmap, zero), list(before.arguments)
-                )
-            after = ir.Block.create_at_start(loop.after, types)
-            with ir.InsertionPoint(after):
-                bitmap, first, *values = after.arguments
-                mine = arith.trunci(ir.IntegerType.get_signless(1), arith.shrui(bitmap, lane))
-                rank = _POPULATION(arith.andi(bitmap, lower_lanes))
-                position = arith.select(mine, arith.addi(first, rank), zero)
-                header = arith.constant(word, window_records.RECORD_HEADER)
-                both = memref.load(record, [_index(arith.addi(header, _shifted(position, 1)))])
-                entry = arith.shrui(both, arith.shli(_field(position, 0, 1), _four(word)))
-                register = _field(entry, window_records.REGISTER_SHIFT, 31)
-                parity = arith.cmpi(arith.CmpIPredicate.ne, _field(register, 0, 1), zero)
-                base = arith.select(parity, odd, even)
-                exponent = _shifted(entry, window_records.EXPONENT_SHIFT - 7)
-                mask = _field(arith.xori(exponent, base), 0, 0x7F80)
-                mask = arith.shli(mask, arith.shli(_field(entry, 0, 1), _four(word)))
-                mask = arith.select(mine, mask, zero)
-                masks = [
-                    arith.select(
-                        arith.cmpi(
-                            arith.CmpIPredicate.eq,
-                            _field(register, 0, _GROUP - 1),
-                            arith.constant(word, place),
-                        ),
-                        mask,
-                        zero,
-                    )
-                    for place in range(_GROUP)
-                ]
-                group = arith.divui(register, arith.constant(word, _GROUP))
-                patched: list[ir.Value] = []
-                for start in range(0, count, _GROUP):
-                    patched += mgpu_utils.inline_ptx(
-                        _PATCH_GROUP % (start // _GROUP),
-                        *values[start : start + _GROUP],
-                        *masks,
-                        group,
-                        result_types=[word] * _GROUP,
-                    )
-                more = arith.select(mine, _field(entry, 0, window_records.MORE), zero)
-                following = mgpu_utils.inline_ptx(
-                    "{ .reg .pred p; setp.ne.u32 p, $1, 0; "
-                    "vote.sync.ballot.b32 $0, p, 0xffffffff; }",
-                    more,
-                    result_types=word,
-                    has_side_effects=True,
-                    convergent=True,
-                )
-                scf.yield_([following, arith.addi(first, _POPULATION(bitmap)), *patched])
-            return [_from_scalar(value) for value in list(loop.results)[2:]]
+            number, *values = (scalar(array.registers.item()) for array in arrays)
+
+            def read(index: ir.Value) -> ir.Value:
+                return memref.load(record, [index_of(index)])
+
+            warp, lane = field(number, 5, 3), field(number, 0, 31)
+            return [from_scalar(value) for value in emit_patch(read, warp, lane, *values)]
 
         return list(apply(record, self.index(), *bias, *registers))
 
@@ -340,38 +236,31 @@ class Lanes:
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), layout, LANE_LAYOUT))
         def store(_: Any, out: ir.Value, received: ir.Value, sums: Any, lane: Any) -> None:
             word, float_ = ir.IntegerType.get_signless(32), ir.F32Type.get()
-            number = _scalar(lane.registers.item())
+            number = scalar(lane.registers.item())
             pairs = [_pair(register) for register in list(sums.registers.flat)[:used]]
             if splits == 1:
                 for position, pair in enumerate(pairs):
                     _store_pair(out, number, arith.constant(word, position), pair, columns)
                 return
-            rank = _ptx("mov.u32 $0, %cluster_ctarank;")()
+            rank = ptx("mov.u32 $0, %cluster_ctarank;")()
             barrier = _shared_address(received)
-            mine, sends = number, None
-            if columns <= 2:
-                # The first two columns of a row are one lane's of four.
-                mine = _shifted(number, 2)
-                sends = _field(number, 0, 3)
             start = arith.addi(barrier, arith.constant(word, 4 * _BARRIER_WORDS))
-            here = arith.addi(start, arith.shli(mine, arith.constant(word, 3)))
-            slot = 8 * _lanes_that_hold(columns)
+            here = arith.addi(start, arith.shli(number, arith.constant(word, 3)))
+            slot = 8 * LANES
             there = arith.addi(here, arith.muli(rank, arith.constant(word, depth * slot)))
             # All barriers of the cluster are initialised, see `prepare_sum`.
             _effect("barrier.cluster.wait.acquire.aligned;")
-            only = "" if sends is None else "setp.eq.u32 p, $4, 0; @p "
             for position, pair in enumerate(pairs):
                 target = arith.addi(there, arith.constant(word, position // splits * slot))
                 _effect(
-                    "{ .reg .b32 a, b; .reg .pred p; "
+                    "{ .reg .b32 a, b; "
                     f"mapa.shared::cluster.u32 a, $0, {position % splits}; "
                     f"mapa.shared::cluster.u32 b, $1, {position % splits}; "
-                    f"{only}st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 "
+                    "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 "
                     "[a], {$2, $3}, [b]; }",
                     target,
                     barrier,
                     *pair,
-                    *([] if sends is None else [sends]),
                 )
             receives = arith.cmpi(arith.CmpIPredicate.ult, rank, arith.constant(word, used))
             branch = scf.IfOp(receives)
@@ -408,7 +297,7 @@ class Lanes:
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), LANE_LAYOUT))
         def initialise(_: Any, received: ir.Value, lane: Any) -> None:
             zero = arith.constant(ir.IntegerType.get_signless(32), 0)
-            first = arith.cmpi(arith.CmpIPredicate.eq, _scalar(lane.registers.item()), zero)
+            first = arith.cmpi(arith.CmpIPredicate.eq, scalar(lane.registers.item()), zero)
             branch = scf.IfOp(first)
             with ir.InsertionPoint(branch.then_block):
                 _effect(
@@ -428,7 +317,7 @@ class Lanes:
         if splits == 1:
             return 1
         received = splits * _owned_registers(columns, splits)
-        return _BARRIER_WORDS + 2 * _lanes_that_hold(columns) * received
+        return _BARRIER_WORDS + 2 * LANES * received
 
     def multiply(self, sums: Any, weights: jax.Array, x: Any, staging: Any) -> None:
         """Starts sums += weights @ x with bf16[64, 128] weights in registers.

@@ -1,8 +1,9 @@
-"""Fused matmul as a Mosaic GPU kernel: units are decoded on their way to the matrix unit.
+"""Fused matmul as Mosaic GPU kernels: units are decoded on their way to the matrix unit.
 
-Each CTA multiplies one row of units by a slice of K. The CTAs of one row are a cluster, which adds
-their sums in a fixed order through shared memory. x is at most 64 rows. Matrices that multiply
-the same x are one launch: a small one alone would leave most of the GPU idle.
+Up to 8 rows of x go to `few_rows_mosaic_gpu`. Here, each CTA multiplies one row of units by a slice
+of K, and the CTAs of one row are a cluster, which adds their sums in a fixed order through shared
+memory. x is at most 64 rows. Matrices that multiply the same x are one launch: a small one alone
+would leave most of the GPU idle.
 """
 
 import dataclasses
@@ -17,20 +18,22 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.errors import UserError
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
-from kernels_pallas import tuning
-from kernels_pallas.lanes import SWIZZLE_COLUMNS, SWIZZLE_TRANSFORMS, Lanes
+from kernels_pallas import few_rows_mosaic_gpu, tuning
+from kernels_pallas.few_rows_mosaic_gpu import FewRowsConfig
+from kernels_pallas.lanes import SWIZZLE_TRANSFORMS, Lanes
 from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
 from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream
 from kernels_pallas.unit_walk import UnitWalk
+from kernels_pallas.warps import WARPS
 
 MAX_ROWS = 64
-ROW_STEPS = (8, 16, 32, 64)
+ROW_STEPS = (16, 32, 64)
 SPLITS = (1, 2, 4, 8)
 
 
 @dataclasses.dataclass(frozen=True)
 class MatmulConfig:
-    """How the work is cut.
+    """How the work is cut for more than 8 rows.
 
     Attributes:
       splits: slices of K, each a CTA of a cluster of at most 8.
@@ -41,23 +44,36 @@ class MatmulConfig:
     stages: int
 
 
-def choose_config(units_down: int, units_across: int, batch: int) -> MatmulConfig:
+Config = MatmulConfig | FewRowsConfig
+
+
+def choose_config(units_down: int, units_across: int, batch: int) -> Config:
     """What was measured to be fastest on this device, or else a sane guess.
 
-    The guess is as many slices as a cluster has CTAs, of two units at least.
+    For more than 8 rows the guess is as many slices as a cluster has CTAs, of two units at least.
     """
     tuned = tuning.settings(tuning.MATMUL, units_down, units_across, batch)
+    if batch <= few_rows_mosaic_gpu.MAX_ROWS:
+        if tuned is not None:
+            return FewRowsConfig(tuned["warpgroups"])
+        return few_rows_mosaic_gpu.guess(units_down, units_across)
     if tuned is not None:
         return MatmulConfig(tuned["splits"], tuned["stages"])
     return MatmulConfig(max(_fitting(units_across)), stages=2)
 
 
-def candidates(units_down: int, units_across: int, batch: int) -> list[MatmulConfig]:
+def candidates(units_down: int, units_across: int, batch: int) -> list[Config]:
     """Settings worth measuring."""
-    del units_down, batch
+    del units_down
+    if batch <= few_rows_mosaic_gpu.MAX_ROWS:
+        return [
+            FewRowsConfig(warpgroups)
+            for warpgroups in (1, 2, 4)
+            if warpgroups == 1 or WARPS * warpgroups <= units_across
+        ]
     return [
         MatmulConfig(splits, stages)
-        for splits in _fitting(units_across)[-2:]
+        for splits in _fitting(units_across)[-3:]
         for stages in (2, 3)
         if stages <= units_across // splits
     ]
@@ -73,7 +89,7 @@ def matmul(
     residency: Residency | None,
     first_tile: jax.Array,
     *,
-    config: MatmulConfig | None = None,
+    config: Config | None = None,
     interpret: bool = False,
 ) -> tuple[tuple[jax.Array, ...], Residency | None]:
     """float32[N, OUT] = bf16 x[N, K] times each decoded matrix, N <= 64.
@@ -84,8 +100,8 @@ def matmul(
     units_down = sum(t.unit_grid[0] for t in matrices)
     units_across = matrices[0].unit_grid[1]
     config = config or choose_config(units_down, units_across, x.shape[0])
-    stages = min(config.stages, units_across // config.splits)
-    tiles_a_walk = -(-units_across // config.splits) * UNIT_COLUMNS // matrices[0].tile[1] + 1
+    splits = config.splits if isinstance(config, MatmulConfig) else 1
+    tiles_a_walk = -(-units_across // splits) * UNIT_COLUMNS // matrices[0].tile[1] + 1
     if tiles_a_walk > MAX_TILES_ACROSS:
         raise UserError(
             f"a matrix of {matrices[0].shape[1]} columns in tiles of {matrices[0].tile[1]} has "
@@ -96,14 +112,34 @@ def matmul(
         together = [[t] for t in matrices]
     products: list[jax.Array] = []
     for group in together:
-        stream, sources = UnitStream.of(group, residency, stages, Lanes(interpret))
-        y, residency = _multiply(x, sources, residency, first_tile, stream, config.splits)
+        y, stream, residency = _product(x, group, residency, first_tile, config, interpret)
         firsts = [part.first_row * UNIT_ROWS for part in stream.parts]
         products += [
             y[:, first : first + t.shape[0]] for t, first in zip(group, firsts, strict=True)
         ]
         first_tile += sum(t.tiles for t in group)
     return tuple(products), residency
+
+
+def _product(
+    x: jax.Array,
+    group: Sequence[TiledMatrix],
+    residency: Residency | None,
+    first_tile: jax.Array,
+    config: Config,
+    interpret: bool,
+) -> tuple[jax.Array, UnitStream, Residency | None]:
+    """The product with matrices that fit together, how it was streamed, and the residency."""
+    stages = 1
+    if isinstance(config, MatmulConfig):
+        stages = min(config.stages, group[0].unit_grid[1] // config.splits)
+    stream, sources = UnitStream.of(group, residency, stages, Lanes(interpret))
+    if isinstance(config, MatmulConfig):
+        run = functools.partial(_multiply, splits=config.splits)
+    else:
+        run = functools.partial(few_rows_mosaic_gpu.multiply, config=config)
+    y, residency = run(x, sources, residency, first_tile, stream=stream)
+    return y, stream, residency
 
 
 @functools.partial(jax.jit, static_argnames=("stream", "splits"))
@@ -122,9 +158,7 @@ def _multiply(
     operands = stream.operands(sources, residency, first_tile)
     names = tuple(operands)
     padding = -x.shape[1] % UNIT_COLUMNS
-    # One row needs no padding: what is beside it in shared memory gives sums that nobody stores.
-    single = x.shape[0] == 1 and not padding and not interpret
-    x_padded = x if single else jnp.pad(x, ((0, rows - x.shape[0]), (0, padding)))
+    x_padded = jnp.pad(x, ((0, rows - x.shape[0]), (0, padding)))
 
     def body(*refs: Any, barriers: Any, x_buffer: Any, received: Any, **scratch: Any) -> None:
         bound = dict(zip((*names, "x", "out"), refs, strict=True)) | scratch
@@ -133,20 +167,10 @@ def _multiply(
         steps = least + (split < longer).astype(jnp.int32) if longer else least
         walk = UnitWalk.start(stream, bound, row, first_unit)
 
-        def fetch_x(unit: Any, stage: Any) -> None:
-            if not single:
-                columns = pl.ds(unit * UNIT_COLUMNS, UNIT_COLUMNS)
-                x_unit = x_buffer.at[stage]
-                plgpu.copy_gmem_to_smem(bound["x"].at[:, columns], x_unit, barriers.at[stage])
-                return
-            for half in range(UNIT_COLUMNS // SWIZZLE_COLUMNS):
-                columns = pl.ds(unit * UNIT_COLUMNS + half * SWIZZLE_COLUMNS, SWIZZLE_COLUMNS)
-                # Swizzling leaves the first row of a tile as it is.
-                first_row = x_buffer.ref.at[stage, 0, half, 0]
-                plgpu.copy_gmem_to_smem(bound["x"].at[0, columns], first_row, barriers.at[stage])
-
         def fetch(step: Any, stage: Any) -> None:
-            fetch_x(first_unit + step, stage)
+            columns = pl.ds((first_unit + step) * UNIT_COLUMNS, UNIT_COLUMNS)
+            part_of_x = bound["x"].at[:, columns]
+            plgpu.copy_gmem_to_smem(part_of_x, x_buffer.at[stage], barriers.at[stage])
             walk.fetch(step, stage, barriers.at[stage])
 
         for stage in range(stream.stages):
@@ -183,14 +207,13 @@ def _multiply(
             here = bound["out"].at[split, :, pl.ds(row * UNIT_ROWS, UNIT_ROWS)]
         stream.lanes.store_sum(here, received, sums, x.shape[0], splits)
 
-    copies_of_x = UNIT_COLUMNS // SWIZZLE_COLUMNS if single else 1
     scratch = stream.scratch(staged=False) | {
         "x_buffer": plgpu.SMEM(
             (stream.stages, rows, UNIT_COLUMNS), jnp.bfloat16, transforms=SWIZZLE_TRANSFORMS
         ),
         "received": plgpu.SMEM((stream.lanes.received_size(x.shape[0], splits),), jnp.float32),
         "barriers": plgpu.Barrier(
-            num_arrivals=copies_of_x + UnitWalk.arrivals(stream), num_barriers=stream.stages
+            num_arrivals=1 + UnitWalk.arrivals(stream), num_barriers=stream.stages
         ),
     }
     shape: tuple[int, ...] = (x.shape[0], stream.units_down * UNIT_ROWS)

@@ -70,11 +70,37 @@ def _decode(
         return pages, (block, costs & ~resident)
 
     pages, (blocks, decoded) = jax.lax.scan(visit, pages, (indices, entries, costs_decode))
+    record = _recorded(t, residency, decoded, first_tile)
+    return _untile(blocks, t), Residency(pages, table, record)
+
+
+@jax.jit
+def fill(t: TiledMatrix, residency: Residency, first_tile: jax.Array) -> Residency:
+    """The residency with pages filled as told; tiles that fill none are not decoded."""
+    pages, table, module = residency.pages, residency.page_table, codec_module(t.codec)
+    if t.is_dense or pages is None:
+        return residency
+    entries = jax.lax.dynamic_slice(table, (first_tile,), (t.tiles,))
+    told = module.needs_decode(t) & (entries < DECODE)
+
+    def visit(pages: jax.Array, visited: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        index, page, told = visited
+        block = jax.lax.cond(told, lambda: module.decode_tile(t, index), lambda: pages[page])
+        return pages.at[page].set(block), None
+
+    tiles = (jnp.arange(t.tiles), jnp.where(told, -entries - 2, 0), told)
+    pages, _ = jax.lax.scan(visit, pages, tiles)
+    return Residency(pages, table, _recorded(t, residency, told, first_tile))
+
+
+def _recorded(
+    t: TiledMatrix, residency: Residency, decoded: jax.Array, first_tile: jax.Array
+) -> jax.Array:
+    """`Residency.decoded` with bool[T] noted for all units of each tile."""
     units = jnp.broadcast_to(decoded[:, None], (t.tiles, units_per_tile(t.tile)))
-    record = jax.lax.dynamic_update_slice(
+    return jax.lax.dynamic_update_slice(
         residency.decoded, units.astype(jnp.int32), (first_tile, jnp.int32(0))
     )
-    return _untile(blocks, t), Residency(pages, table, record)
 
 
 @jax.jit

@@ -62,26 +62,26 @@ class UnitWalk:
         for other in stream.parts[1:]:
             part += (row >= other.first_row).astype(jnp.int32)
         walk = cls(stream, refs, part, row, first_unit, ())
-        walk = dataclasses.replace(walk, row=row - walk._of_part("first_row"))
+        walk = dataclasses.replace(walk, row=row - walk.of_part("first_row"))
         if stream.buffered:
             lanes = stream.lanes
             down, across = stream.tile[0] // UNIT_ROWS, stream.tile[1] // UNIT_COLUMNS
             first = walk.row // down * stream.tiles_across + first_unit // across
-            last = (walk._of_part("tiles") - 1).astype(jnp.uint32)
+            last = (walk.of_part("tiles") - 1).astype(jnp.uint32)
             index = jnp.minimum(first.astype(jnp.uint32) + lanes.index(), last)
             if stream.verbatim:
                 refs["slots"][...] = walk._slots(index)
             if stream.paged:
-                offset = (refs["first_tile"][0] + walk._of_part("first_tile")).astype(jnp.uint32)
+                offset = (refs["first_tile"][0] + walk.of_part("first_tile")).astype(jnp.uint32)
                 refs["entries"][...] = lanes.gather(refs["page_table"], index + offset)
             plgpu.commit_smem()
         return walk
 
-    def _of_part(self, name: str) -> jax.Array:
+    def of_part(self, name: str) -> jax.Array:
         """An int32 scalar: that static fact of the CTA's matrix."""
         return self._select([getattr(part, name) for part in self.stream.parts])
 
-    def _of_place(self, name: str) -> jax.Array:
+    def of_place(self, name: str) -> jax.Array:
         """An int32 scalar: that static fact of where the CTA's matrix is in its arrays."""
         return self._select([getattr(part.place, name) for part in self.stream.parts])
 
@@ -103,52 +103,59 @@ class UnitWalk:
             run(0)
             return
         for index in range(self._sources):
-            pl.when(self._of_part("source") == index)(functools.partial(run, index))
+            pl.when(self.of_part("source") == index)(functools.partial(run, index))
 
     def _gather(self, name: str, index: jax.Array) -> jax.Array:
         """`Lanes.gather` from that array of the CTA's matrix."""
         lanes = self.stream.lanes
-        return self._choose(lambda source: lanes.gather(self.refs[f"{name}.{source}"], index))
+        (values,) = self.choose(
+            lambda source: (lanes.gather(self.refs[f"{name}.{source}"], index),)
+        )
+        return values
 
     def _slots(self, index: jax.Array) -> jax.Array:
         """Each lane's slot of tile `index`, as uint32."""
-        in_order = index + self._of_place("first_slot").astype(jnp.uint32)
-        index += self._of_place("first_tile").astype(jnp.uint32)
+        in_order = index + self.of_place("first_slot").astype(jnp.uint32)
+        index += self.of_place("first_tile").astype(jnp.uint32)
 
-        def slots(source: int) -> jax.Array:
+        def slots(source: int) -> tuple[jax.Array]:
             name = f"slot.{source}"
-            return (
-                self.stream.lanes.gather(self.refs[name], index) if name in self.refs else in_order
-            )
+            if name not in self.refs:
+                return (in_order,)
+            return (self.stream.lanes.gather(self.refs[name], index),)
 
-        return self._choose(slots)
+        (values,) = self.choose(slots)
+        return values
 
-    def _choose(self, make: Callable[[int], jax.Array], first: int = 0) -> jax.Array:
-        """One word a lane: what `make` makes of the arrays of the CTA's matrix."""
+    def choose(
+        self, make: Callable[[int], Sequence[jax.Array]], first: int = 0
+    ) -> tuple[jax.Array, ...]:
+        """Words a lane: what `make` makes of the arrays, by number, of the CTA's matrix."""
 
-        def made() -> jax.Array:
-            return plgpu.layout_cast(make(first), LANE_LAYOUT)
+        def made() -> tuple[jax.Array, ...]:
+            return tuple(plgpu.layout_cast(each, LANE_LAYOUT) for each in make(first))
 
         if first == self._sources - 1:
             return made()
-        here = self._of_part("source") == first
-        return jax.lax.cond(here, made, lambda: self._choose(make, first + 1))
+        here = self.of_part("source") == first
+        return jax.lax.cond(here, made, lambda: self.choose(make, first + 1))
 
     def prepare(self) -> "UnitWalk":
         """The walk with its row bases."""
-        stream = self.stream
-        if stream.width is None:
+        if self.stream.width is None:
             return self
-        lane = stream.lanes.index()
-        row = self.row * UNIT_ROWS + self._of_place("first_row") * stream.tile[0]
+        return dataclasses.replace(self, bias=self.row_bias(self.stream.lanes.index()))
+
+    def row_bias(self, lane: jax.Array) -> tuple[jax.Array, ...]:
+        """Row bases, as `window_layout.unpack` wants them, of lanes of the walk's units."""
+        row = self.row * UNIT_ROWS + self.of_place("first_row") * self.stream.tile[0]
         matrix_row = row.astype(jnp.uint32) + (lane >> 5) * 16 + ((lane >> 2) & 7)
         spread = jnp.uint32(1 << 7 | 1 << 23)
-        bias = tuple(
+        return tuple(
             self._gather("base", matrix_row + jnp.uint32(8 * half)) * spread for half in range(2)
         )
-        return dataclasses.replace(self, bias=bias)
 
-    def _where(self, step: jax.Array) -> dict[str, jax.Array]:
+    def where(self, step: jax.Array) -> dict[str, jax.Array]:
         """Tile, place in the tile, page-table entry and slot of the step's unit."""
         stream = self.stream
         down, across = stream.tile[0] // UNIT_ROWS, stream.tile[1] // UNIT_COLUMNS
@@ -162,7 +169,7 @@ class UnitWalk:
         if stream.verbatim:
             slot = self.refs["slots"][nth].astype(jnp.int32)
         elif stream.width is not None:
-            slot = tile + self._of_place("first_slot")
+            slot = tile + self.of_place("first_slot")
         return {
             "unit": unit,
             "tile": tile,
@@ -187,7 +194,7 @@ class UnitWalk:
 
     def fetch(self, step: jax.Array, stage: jax.Array, barrier: Any) -> None:
         """Starts the copy of a step's unit into the buffers of `stage`; `arrivals` arrivals."""
-        stream, refs, where = self.stream, self.refs, self._where(step)
+        stream, refs, where = self.stream, self.refs, self.where(step)
         unit_buffer = refs["units"].at[stage] if "units" in refs else None
         rows = pl.ds(where["down"] * UNIT_ROWS, UNIT_ROWS)
         columns = pl.ds(where["across"] * UNIT_COLUMNS, UNIT_COLUMNS)
@@ -254,7 +261,7 @@ class UnitWalk:
         """bf16[64, 128] in registers, wherever the unit came from; fills its page if told."""
         if not self.stream.buffered:
             return self.decoded(stage)
-        where, buffer = self._where(step), self.refs["units"].at[stage]
+        where, buffer = self.where(step), self.refs["units"].at[stage]
 
         def decode() -> jax.Array:
             return plgpu.layout_cast(self.decoded(stage), plgpu.Layout.WGMMA)
@@ -278,30 +285,42 @@ class UnitWalk:
         if self.stream.width is None:
             return
 
-        @self._when_decoding(self._where(step))
+        @self._when_decoding(self.where(step))
         def _() -> None:
             self.refs["units"].at[stage][...] = self.decoded(stage)
-            plgpu.commit_smem()
-            if self.stream.paged:
-                self.fill(step, stage)
+
+        plgpu.commit_smem()
+        if self.stream.paged:
+            self.fill(step, stage)
 
     def fill(self, step: jax.Array, stage: jax.Array) -> None:
         """Stores the unit in a stage's buffer into the page that the page table names, if any."""
-        where = self._where(step)
 
-        @pl.when(where["entry"] < DECODE)
+        @pl.when(self.where(step)["entry"] < DECODE)
         def _() -> None:
-            rows = pl.ds(where["down"] * UNIT_ROWS, UNIT_ROWS)
-            columns = pl.ds(where["across"] * UNIT_COLUMNS, UNIT_COLUMNS)
-            target = self.refs["pages"].at[-where["entry"] - 2, rows, columns]
-            plgpu.copy_smem_to_gmem(self.refs["units"].at[stage], target)
+            self.copy_to_page(step, stage)
+            plgpu.commit_smem_to_gmem_group()
             plgpu.wait_smem_to_gmem(0)
 
-    def record(self, step: jax.Array) -> None:
-        """Notes whether the step's unit was decoded."""
+    def fills(self, step: jax.Array) -> jax.Array:
+        """Whether the step's unit is compressed and goes into a page."""
+        where = self.where(step)
+        return (where["entry"] < DECODE) & (where["slot"] >= 0)
+
+    def copy_to_page(self, step: jax.Array, stage: jax.Array) -> None:
+        """Starts the copy of the unit in a stage's buffer into its page, in a group to commit."""
+        where = self.where(step)
+        rows = pl.ds(where["down"] * UNIT_ROWS, UNIT_ROWS)
+        columns = pl.ds(where["across"] * UNIT_COLUMNS, UNIT_COLUMNS)
+        target = self.refs["pages"].at[-where["entry"] - 2, rows, columns]
+        plgpu.copy_smem_to_gmem(self.refs["units"].at[stage], target, commit_group=False)
+
+    def record(self, step: jax.Array, decoded: jax.Array | None = None) -> None:
+        """Notes whether the step's unit was decoded: all are that must be, unless told."""
         if not self.stream.counted:
             return
-        where, across = self._where(step), self.stream.tile[1] // UNIT_COLUMNS
-        tile = self.refs["first_tile"][0] + self._of_part("first_tile") + where["tile"]
+        where, across = self.where(step), self.stream.tile[1] // UNIT_COLUMNS
+        tile = self.refs["first_tile"][0] + self.of_part("first_tile") + where["tile"]
         place = where["down"] * across + where["across"]
-        self.refs["decoded"][tile, place] = jnp.where(self._decoding(where), 1, 0)
+        decoded = self._decoding(where) if decoded is None else decoded
+        self.refs["decoded"][tile, place] = jnp.where(decoded, 1, 0)

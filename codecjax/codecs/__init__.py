@@ -8,14 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from codecjax.codecs import bf16, ecsq, rans, window
+from codecjax.codecs import bf16, ecsq, int8_rans, rans, window
 from codecjax.codecs.cast import CastReport, to_bf16, warn_of_cast
-from codecjax.codecs.intervals import Interval
+from codecjax.codecs.intervals import Interval, Option
 from codecjax.codecs.window_pool import own_arrays
 from codecjax.errors import UserError
 from codecjax.tiles import DEFAULT_TILE, TiledMatrix, check_tile
 
-CODECS: dict[str, ModuleType] = {"bf16": bf16, "ecsq": ecsq, "rans": rans, "window": window}
+CODECS: dict[str, ModuleType] = {
+    "bf16": bf16,
+    "ecsq": ecsq,
+    "int8_rans": int8_rans,
+    "rans": rans,
+    "window": window,
+}
 
 
 def codec_module(name: str) -> ModuleType:
@@ -25,7 +31,7 @@ def codec_module(name: str) -> ModuleType:
     return CODECS[name]
 
 
-def check_options(codec: str, options: Mapping[str, float]) -> dict[str, float]:
+def check_options(codec: str, options: Mapping[str, Option]) -> dict[str, Option]:
     """The codec's options with defaults filled in; UserError for unknown names or values."""
     module = codec_module(codec)
     for name, value in options.items():
@@ -38,7 +44,7 @@ def check_options(codec: str, options: Mapping[str, float]) -> dict[str, float]:
     return {**module.OPTIONS, **options}
 
 
-def described(choices: Interval | Sequence[float]) -> str:
+def described(choices: Interval | Sequence[Option]) -> str:
     """What an option may be, in words."""
     if isinstance(choices, Interval):
         return f"a number from {choices}"
@@ -60,7 +66,7 @@ def plan(
     weights: Callable[[], Iterable[jax.Array | np.ndarray]],
     tile: tuple[int, int],
     pools: int,
-    **options: float,
+    **options: Option,
 ) -> Any:
     """What a codec that plans says of matrices that will be encoded as one model.
 
@@ -88,7 +94,7 @@ def encode_with_report(
     codec: str = "window",
     tile: tuple[int, int] = DEFAULT_TILE,
     plan: Any = None,
-    **options: float,
+    **options: Option,
 ) -> tuple[TiledMatrix, CastReport | None]:
     """`encode` that returns the report of a cast to bf16 instead of warning of it.
 
@@ -111,7 +117,7 @@ def encode(
     w: jax.Array | np.ndarray,
     codec: str = "window",
     tile: tuple[int, int] = DEFAULT_TILE,
-    **options: float,
+    **options: Option,
 ) -> TiledMatrix:
     """Encodes a weight as tiles, on the device that holds it.
 
@@ -124,8 +130,8 @@ def encode(
         `bits_per_weight` (2 to 8) of `ecsq`.
 
     Returns:
-      A TiledMatrix from which `decode` gives back the bf16 weight bit for bit; of `ecsq`, which
-      is lossy, a weight near it, and the same one everywhere.
+      A TiledMatrix from which `decode` gives back the bf16 weight bit for bit; of `ecsq` and
+      `int8_rans`, which are lossy, a weight near it, and the same one everywhere.
 
     Raises:
       UserError: unknown codec, option or dtype, `w` is no matrix, or the codec cannot store it

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from codecjax.errors import UserError
+from codecjax.codecs.finite import check_finite
 
 # Finite magnitudes of bf16, which ascend as their bit patterns do.
 MAGNITUDES = 0x7F80
@@ -54,17 +54,6 @@ class Histogram:
         return float(self.counts.sum()) / len(self.tops)
 
 
-def check_finite(w: jax.Array) -> None:
-    """UserError where a weight of bf16[OUT, K] is NaN or infinite."""
-    finite = jnp.isfinite(w)
-    if not finite.all():
-        row, column = np.unravel_index(int(jnp.argmin(finite)), w.shape)
-        raise UserError(
-            f"the weight in row {row}, column {column} is {float(w[row, column])}, which codec "
-            "'ecsq' cannot quantise: use codec 'window', which keeps every bit pattern"
-        )
-
-
 @jax.jit
 def spread_bins(w: jax.Array) -> jax.Array:
     """int32[OUT]: the spread of each row of bf16[OUT, K]; SILENT for rows of zeros."""
@@ -87,7 +76,7 @@ def histogram(weights: Iterable[jax.Array]) -> Histogram:
     found: dict[int, np.ndarray] = {}
     tops: list[np.ndarray] = []
     for w in weights:
-        check_finite(w)
+        check_finite(w, "ecsq")
         tops.append(np.asarray(jnp.max(jnp.abs(w), axis=1)).astype(np.float32))
         spreads = np.asarray(spread_bins(w))
         bins, number = np.unique(spreads, return_inverse=True)

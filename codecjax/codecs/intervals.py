@@ -1,7 +1,9 @@
-"""What a numeric option of a codec may be: any number between two."""
+"""What an option of a codec may be: one of a few values, or any number between two."""
 
 import dataclasses
 from typing import Any
+
+Option = float | str
 
 
 @dataclasses.dataclass(frozen=True)

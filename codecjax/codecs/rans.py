@@ -48,6 +48,8 @@ from codecjax.codecs.window_units import (
 from codecjax.tiles import TiledMatrix, units_per_tile
 
 VERSION = 1
+# 12 bits save 0.026 bits a weight over 11 and take a table that is 8 KiB larger: fewer bytes in
+# all for matrices of more than 2.5 million weights, which hold most of a model.
 OPTIONS = {"probability_bits": 12}
 CHOICES = {"probability_bits": rans_coder.BITS}
 pooled = window_pool.pooled

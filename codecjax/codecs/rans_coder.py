@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from codecjax.codecs.parts import in_parts
 from codecjax.errors import UserError
 
 LANES, WARPS, WARP_LANES = 128, 4, 32
@@ -117,28 +118,24 @@ def _groups_at_once(groups: int, steps: int) -> int:
     return min(groups, max(1, _SYMBOLS_AT_ONCE // (steps * LANES)))
 
 
-def _part(array: jax.Array, first: jax.Array, size: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(array, first, size)
-
-
 @functools.partial(jax.jit, static_argnames=("bits",))
 def _emit(
     symbols: jax.Array, frequencies: jax.Array, table_of: jax.Array, bits: int
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Encodes, with each word where its lane and step are.
+) -> tuple[jax.Array, ...]:
+    """Encodes, with each word where its step and lane are.
 
     Returns:
       states: uint32[GROUPS, 128].
-      emitted: uint16[STEPS, GROUPS, 128], words, and anything where a lane needs none.
-      needs: uint32[STEPS, GROUPS, 4], bit i: lane i of the warp needs a word.
-      possible: bool, every symbol has a frequency.
+      emitted: uint16[GROUPS, STEPS, 128], words, and anything where a lane needs none.
+      needs: uint32[GROUPS, STEPS, 4], bit i: lane i of the warp needs a word.
+      possible: bool[GROUPS], every symbol has a frequency.
     """
     groups, steps, _ = symbols.shape
     first = jnp.cumsum(frequencies, axis=-1, dtype=jnp.int32) - frequencies
     # Both fit 16 bits, so one look-up has them.
     models = (frequencies | first << 16).astype(jnp.uint32).reshape(-1)
     numbers = jnp.broadcast_to(table_of.astype(jnp.uint8), symbols.shape)
-    lane = jnp.arange(WARP_LANES, dtype=jnp.uint32)
+    at_once = _groups_at_once(groups, steps)
 
     def step(
         carry: tuple[jax.Array, jax.Array], coded: tuple[jax.Array, jax.Array]
@@ -152,61 +149,48 @@ def _emit(
         state = jnp.where(needs, state >> WORD_BITS, state)
         quotient = state // frequency
         state = (quotient << bits) + (state - quotient * frequency) + first
-        of_warp = needs.reshape(-1, WARPS, WARP_LANES).astype(jnp.uint32)
-        possible &= jnp.all(frequency > 0)
-        return (state, possible), (emitted, (of_warp << lane).sum(axis=-1, dtype=jnp.uint32))
+        by_warp = needs.reshape(-1, WARPS, WARP_LANES).astype(jnp.uint32)
+        mask = (by_warp << jnp.arange(WARP_LANES, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
+        return (state, possible & jnp.all(frequency > 0, axis=-1)), (emitted, mask)
 
-    at_once = _groups_at_once(groups, steps)
-
-    def put_part(number: jax.Array, whole: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        # The last part may begin among the groups of the one before it.
-        at = jnp.minimum(number * at_once, groups - at_once)
-        coded = tuple(_part(each, at, at_once).swapaxes(0, 1) for each in (symbols, numbers))
-        start = (jnp.full((at_once, LANES), LOWEST, jnp.uint32), whole[3])
+    def part(at: jax.Array | int) -> tuple[jax.Array, ...]:
+        mine = (jax.lax.dynamic_slice_in_dim(each, at, at_once) for each in (symbols, numbers))
+        coded = tuple(each.swapaxes(0, 1) for each in mine)
+        start = (jnp.full((at_once, LANES), LOWEST, jnp.uint32), jnp.ones(at_once, bool))
         (states, possible), (emitted, needs) = jax.lax.scan(step, start, coded, reverse=True)
-        update = jax.lax.dynamic_update_slice_in_dim
-        return (
-            update(whole[0], states, at, axis=0),
-            update(whole[1], emitted, at, axis=1),
-            update(whole[2], needs, at, axis=1),
-            possible,
-        )
+        return states, emitted.swapaxes(0, 1), needs.swapaxes(0, 1), possible
 
-    whole = (
-        jnp.zeros((groups, LANES), jnp.uint32),
-        jnp.zeros((steps, groups, LANES), jnp.uint16),
-        jnp.zeros((steps, groups, WARPS), jnp.uint32),
-        jnp.array(True),
-    )
-    return jax.lax.fori_loop(0, -(-groups // at_once), put_part, whole)
+    return in_parts(part, groups, at_once)
 
 
 @jax.jit
 def _places(needs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Starts uint32[GROUPS, 4], words uint32[STEPS, GROUPS, 4] before each step's, and in all."""
+    """Starts uint32[GROUPS, 4], places uint32[GROUPS, STEPS, 4] of first words, words in all."""
     words = jax.lax.population_count(needs)
-    of_warp = words.sum(axis=0, dtype=jnp.uint32)
+    of_warp = words.sum(axis=1, dtype=jnp.uint32)
     end = jnp.cumsum(of_warp.reshape(-1), dtype=jnp.uint32)
     starts = end.reshape(of_warp.shape) - of_warp
-    return starts, starts + jnp.cumsum(words, axis=0, dtype=jnp.uint32) - words, end[-1]
+    return starts, starts[:, None] + jnp.cumsum(words, axis=1, dtype=jnp.uint32) - words, end[-1]
 
 
 @functools.partial(jax.jit, static_argnames=("length",))
-def _gathered(emitted: jax.Array, needs: jax.Array, before: jax.Array, length: int) -> jax.Array:
+def _gathered(emitted: jax.Array, needs: jax.Array, first: jax.Array, length: int) -> jax.Array:
     """uint16[length]: the words that are needed, in the order in which they are read."""
-    steps, groups, _ = emitted.shape
+    groups, steps, _ = emitted.shape
     at_once = _groups_at_once(groups, steps)
     lane = jnp.arange(WARP_LANES, dtype=jnp.uint32)
 
     def put_part(number: jax.Array, words: jax.Array) -> jax.Array:
+        # The last part may begin among the groups of the one before it.
         at = jnp.minimum(number * at_once, groups - at_once)
-        part = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=at, axis=1)
-        mask = part(needs, slice_size=at_once)[..., None]
-        rank = jax.lax.population_count(mask & ((jnp.uint32(1) << lane) - 1))
-        place = part(before, slice_size=at_once)[..., None] + rank
-        place = jnp.where((mask >> lane) & 1 == 1, place, jnp.uint32(length))
-        mine = part(emitted, slice_size=at_once).reshape(place.shape)
-        return words.at[place].set(mine, mode="drop")
+        part = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=at, slice_size=at_once)
+        mask = part(needs)[..., None]
+        place = part(first)[..., None] + jax.lax.population_count(mask & ((1 << lane) - 1))
+        # Each place beyond the end comes once too: a GPU then needs no atomic writes.
+        outside = jnp.uint32(length) + jnp.arange(place.size, dtype=jnp.uint32)
+        place = jnp.where((mask >> lane) & 1 == 1, place, outside.reshape(place.shape))
+        mine = part(emitted).reshape(place.shape)
+        return words.at[place].set(mine, mode="drop", unique_indices=True)
 
     start = jnp.zeros(length, jnp.uint16)
     return jax.lax.fori_loop(0, -(-groups // at_once), put_part, start)
@@ -232,12 +216,12 @@ def encode(
     table_of = jnp.zeros((1, 1, 1), jnp.uint8) if table_of is None else table_of
     models = jnp.asarray(frequencies, jnp.int32)
     states, emitted, needs, possible = _emit(symbols, models, table_of, bits)
-    starts, before, words = _places(needs)
-    if not possible:
+    starts, first, words = _places(needs)
+    if not possible.all():
         raise UserError(
             "a symbol has frequency 0 in its table: count all symbols before `frequencies`"
         )
-    return Streams(states, starts, _gathered(emitted, needs, before, _length(int(words))))
+    return Streams(states, starts, _gathered(emitted, needs, first, _length(int(words))))
 
 
 def _decode(

@@ -21,6 +21,7 @@ from codecjax.codecs import (
     pooled,
 )
 from codecjax.codecs.cast import CastReport, to_bf16
+from codecjax.codecs.intervals import Option
 from codecjax.errors import UserError
 from codecjax.models.config import LlamaConfig
 from codecjax.models.flat import Structure, flat
@@ -104,7 +105,7 @@ def encode_weights(
     weights: Mapping[str, jax.Array | np.ndarray],
     codec: str,
     tile: tuple[int, int],
-    options: Mapping[str, float],
+    options: Mapping[str, Option],
     tokenizer: tokenizers.Tokenizer | None = None,
 ) -> Model:
     """Encodes a model's weights, one after another, on the default device.
@@ -188,7 +189,7 @@ def _store(
     weight: jax.Array | np.ndarray,
     codec: str,
     tile: tuple[int, int],
-    options: dict[str, float],
+    options: dict[str, Option],
     planned: Any,
 ) -> tuple[TiledMatrix | jax.Array, CastReport | None]:
     if parameter.projection:
@@ -233,7 +234,7 @@ def random_model(
     seed: int,
     codec: str,
     tile: tuple[int, int],
-    options: Mapping[str, float],
+    options: Mapping[str, Option],
 ) -> Model:
     """A model of seeded random weights, the same for every codec; norms are ones.
 

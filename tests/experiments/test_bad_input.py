@@ -102,6 +102,14 @@ COMPRESS: dict[str, tuple[list[str], list[str]]] = {
     "no output": (["--model=good"], ["--output"]),
     "bad tile": (["--model=good", "--output=x", "--tile_rows=100"], ["100x256", "64x128"]),
     "bad width": (["--model=good", "--output=x", "--width=9"], ["width 9", "11"]),
+    "bad bits": (
+        ["--model=good", "--output=x", "--codec=rans", "--probability_bits=9"],
+        ["probability_bits 9", "10, 11, 12"],
+    ),
+    "another codec's option": (
+        ["--model=good", "--output=x", "--codec=rans", "--width=8"],
+        ["'rans'", "'width'", "probability_bits"],
+    ),
     "missing model": (["--model=no/model", "--output=x"], ["no/model", "does not exist"]),
     "output in the way": (["--model=good", "--output=a file"], ["a file", "not a folder"]),
 }

@@ -9,7 +9,7 @@ from ml_collections.config_dict import ConfigDict
 
 from codecjax.errors import UserError
 from configs import base
-from experiments.configuration import check, load_module, resolve_points, slug
+from experiments.configuration import check, codec_options, load_module, resolve_points, slug
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SWEEPS = ("embedded_cache_sweep", "embedded_policies", "tinyllama_cache_sweep")
@@ -27,6 +27,17 @@ def test_a_config_without_a_sweep_is_one_point() -> None:
     assert point.name == "window 11, pinned, 25.0% kept"
     assert point.folder == "window-11-pinned-25.0-percent-kept"
     assert point.error is None
+
+
+def test_points_may_have_any_codec_and_its_options() -> None:
+    sweep = [{"codec.name": "rans"}, {"codec.name": "rans", "codec.probability_bits": 10}]
+    points = resolve_points(config_of(), sweep, {})
+    assert [point.error for point in points] == [None, None]
+    assert [point.name for point in points] == [
+        "rans 12, pinned, 25.0% kept",
+        "rans 10, pinned, 25.0% kept",
+    ]
+    assert codec_options(points[1].config) == {"probability_bits": 10}
 
 
 def test_points_are_named_and_differ_by_their_fields() -> None:

@@ -6,12 +6,17 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 import tokenizers
 
+import codecjax
 from codecjax.io.huggingface import read_folder, write_folder
+from codecjax.models.parameters import parameters
 from experiments import info
 from experiments.generate import text_stream
+from experiments.shapes import SHAPES
+from kernels_pallas.arg_specs import gaussian_weight
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "gqa_untied"
@@ -58,6 +63,32 @@ def test_compress_writes_a_checkpoint_and_a_table(checkpoint: tuple[Path, str]) 
     assert "attention.query" in printed
     assert "embedding (not compressed)" in printed
     assert re.search(r"total .* 16\.00 .* 100\.0 %", printed)
+
+
+def test_compress_has_every_codec_and_its_options(tmp_path: Path) -> None:
+    shapes = tmp_path / "model"
+    config = SHAPES["tiny"]
+    weights = {
+        each.huggingface: gaussian_weight(*(*each.shape, 1)[:2], seed=0).reshape(each.shape)
+        for each in parameters(config)
+    }
+    write_folder(shapes, config, weights)
+    done = program(
+        "compress",
+        f"--model={shapes}",
+        f"--output={tmp_path / 'checkpoint'}",
+        "--codec=rans",
+        "--probability_bits=10",
+        "--tile_rows=64",
+        "--tile_columns=128",
+    )
+    assert "encodes tensors" in done.stdout
+    assert re.search(r"mlp\.up  ", done.stdout)
+    model = codecjax.load(tmp_path / "checkpoint")
+    assert (model.codec, model.options) == ("rans", {"probability_bits": 10})
+    weight = np.asarray(weights["model.layers.0.mlp.up_proj.weight"]).view(np.uint16)
+    decoded = np.asarray(codecjax.decode(model.matrices["layers.0.mlp.up"])).view(np.uint16)
+    np.testing.assert_array_equal(decoded, weight)
 
 
 def test_generate_goes_on_from_a_prompt(tmp_path: Path) -> None:

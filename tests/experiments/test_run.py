@@ -25,6 +25,7 @@ def get_config():
     config.model.shapes = "tiny"
     config.codec.tile_rows = 64
     config.codec.tile_columns = 128
+    config.codec.probability_bits = 10
     config.run.prompt = ""
     config.run.new_tokens = 6
     config.report.title = "A small sweep"
@@ -38,9 +39,10 @@ def get_sweep():
         {"name": "too little", "cache.budget_fraction": 0.5, "cache.policy": "all"},
         {"name": "half, lru", "cache.budget_fraction": 0.5, "cache.policy": "lru"},
         {"name": "half, by seconds", "cache.budget_fraction": 0.5, "cache.costs": "measured"},
+        {"name": "half, rans", "cache.budget_fraction": 0.5, "codec.name": "rans"},
     ]
 '''
-FOLDERS = ("bf16", "nothing", "half", "too-little", "half-lru", "half-by-seconds")
+FOLDERS = ("bf16", "nothing", "half", "too-little", "half-lru", "half-by-seconds", "half-rans")
 TILES = 14
 
 
@@ -89,7 +91,7 @@ def test_a_failing_point_is_recorded_and_the_others_are_done(job: Job) -> None:
         folder: "failed" if folder == "too-little" else "finished" for folder in FOLDERS
     }
     assert "raise the budget" in job.point("too-little").summary["error"]
-    assert "1 of 6 points failed" in job.printed
+    assert "1 of 7 points failed" in job.printed
 
 
 def test_every_point_is_bit_equal_to_bf16(job: Job) -> None:
@@ -168,7 +170,7 @@ def test_the_table_and_the_page_have_every_point(job: Job) -> None:
     ]
     page = (job.workdir / "report.html").read_text()
     assert "A small sweep" in page
-    assert "5 of 5 checked points compute logits bit-equal" in page
+    assert "6 of 6 checked points compute logits bit-equal" in page
     assert "too little" in page
 
 
@@ -188,7 +190,7 @@ def test_a_second_run_does_only_what_is_missing(
     (workdir / "points" / "nothing" / "summary.json").unlink()
     assert start(job.config_file, workdir) == 1
     printed = capsys.readouterr().out
-    for name in ("bf16", "half", "half, lru", "half, by seconds"):
+    for name in ("bf16", "half", "half, lru", "half, by seconds", "half, rans"):
         assert f"[{name}] done before, skipped" in printed
     assert "[nothing] step 6/6" in printed
     assert "[too little] FAILED" in printed

@@ -301,7 +301,7 @@ def test_a_truncated_data_file_names_a_weight(copied):
         (lambda manifest: manifest.update(version=2), "format version 2.*version 1"),
         (lambda manifest: manifest.update(format="zip"), "not of a codecjax checkpoint"),
         (lambda manifest: manifest["codec"].update(version=7), "version 7 of codec 'window'"),
-        (lambda manifest: manifest["codec"].update(name="rans"), "unknown codec 'rans'"),
+        (lambda manifest: manifest["codec"].update(name="zip"), "unknown codec 'zip'"),
         (lambda manifest: manifest["codec"].update(options={"width": 9}), "width 9"),
         (lambda manifest: manifest["config"].update(intermediate_size=120), r"gate .*\[120, 128\]"),
         (lambda manifest: manifest["config"].update(num_hidden_layers=2), r"layers\.1\..*missing"),

@@ -35,6 +35,10 @@ def _gpu() -> None:
     assert kernels_pallas.implementations()[MOSAIC_GPU] is None
 
 
+# One number of rows of x for each of the kernels that multiply.
+rows = pytest.mark.parametrize("n", [3, 9], ids=["few rows", "more rows"])
+
+
 @pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec.name)
 def test_real_shapes(spec: MatrixSpec) -> None:
     """Bit-exact decode; products within float32 rounding of float64, equal for every codec."""
@@ -42,12 +46,14 @@ def test_real_shapes(spec: MatrixSpec) -> None:
     t, dense = encode(w, codec="window"), encode(w, codec="bf16")
     decoded, _ = kernels_pallas.decode(t, implementation=MOSAIC_GPU)
     chex.assert_trees_all_equal(bits(decoded), bits(w))
-    x = activations(5, spec.k, seed=2)
-    y, _ = kernels_pallas.matmul(x, t, implementation=MOSAIC_GPU)
-    exact = np.asarray(x, np.float64) @ np.asarray(w, np.float32).astype(np.float64).T
-    assert np.linalg.norm(np.asarray(y) - exact) < 1e-5 * np.linalg.norm(exact)
-    baseline, _ = kernels_pallas.matmul(x, dense, implementation=MOSAIC_GPU)
-    chex.assert_trees_all_equal(y, baseline)
+    wide = np.asarray(w, np.float32).astype(np.float64)
+    for n in (1, 5, 12):
+        x = activations(n, spec.k, seed=2)
+        y, _ = kernels_pallas.matmul(x, t, implementation=MOSAIC_GPU)
+        exact = np.asarray(x, np.float64) @ wide.T
+        assert np.linalg.norm(np.asarray(y) - exact) < 1e-5 * np.linalg.norm(exact)
+        baseline, _ = kernels_pallas.matmul(x, dense, implementation=MOSAIC_GPU)
+        chex.assert_trees_all_equal(y, baseline)
 
 
 @pytest.mark.parametrize("n", [1, 8, 16, 33, 64, 200])
@@ -59,11 +65,26 @@ def test_batches(n: int) -> None:
     assert np.linalg.norm(np.asarray(y) - exact) < 1e-5 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize(
+compressed = pytest.mark.parametrize(
     "case", [case for case in CASES if case.codec != "bf16"], ids=lambda case: case.name
 )
-def test_pages_are_filled_and_read(case: Case) -> None:
-    t, x = case.tiled(), activations(3, case.shape[1], seed=1)
+
+
+@compressed
+def test_fill_decodes_into_pages_and_nothing_else(case: Case) -> None:
+    t = case.tiled()
+    after = kernels_pallas.fill(t, residency(t, FILLS), FIRST_TILE, implementation=MOSAIC_GPU)
+    assert after.pages is not None
+    assert_page_holds(after.pages[4], case.weight(), t, 1)
+    assert (jnp.delete(after.pages, 4, axis=0) == 7.0).all()
+    mine = after.decoded[FIRST_TILE : FIRST_TILE + t.tiles]
+    np.testing.assert_array_equal(mine, np.arange(t.tiles)[:, None] == np.ones_like(mine))
+
+
+@rows
+@compressed
+def test_pages_are_filled_and_read(case: Case, n: int) -> None:
+    t, x = case.tiled(), activations(n, case.shape[1], seed=1)
     alone, _ = kernels_pallas.matmul(x, t, implementation=MOSAIC_GPU)
     filled, after = kernels_pallas.matmul(
         x, t, residency(t, FILLS), FIRST_TILE, implementation=MOSAIC_GPU
@@ -71,17 +92,20 @@ def test_pages_are_filled_and_read(case: Case) -> None:
     chex.assert_trees_all_equal(filled, alone)
     assert after is not None
     assert_page_holds(after.pages[4], case.weight(), t, 1)
+    assert (jnp.delete(after.pages, 4, axis=0) == 7.0).all()
+    assert_counted(after.decoded, (t,))
     resident = Residency(after.pages, residency(t, HITS).page_table, after.decoded)
     read, hit = kernels_pallas.matmul(x, t, resident, FIRST_TILE, implementation=MOSAIC_GPU)
     chex.assert_trees_all_equal(read, alone)
     assert hit is not None
-    assert (hit.decoded[FIRST_TILE + 1] == 0).all()
+    assert_counted(hit.decoded, (t,), hit=1)
 
 
+@rows
 @pytest.mark.parametrize("share", [False, True], ids=["arrays apart", "arrays shared"])
-def test_matrices_that_share_x(share: bool) -> None:
+def test_matrices_that_share_x(share: bool, n: int) -> None:
     """One launch gives each matrix's own product, and counts and pages each one's tiles."""
-    matrices, x = tuple(case.tiled() for case in TOGETHER), activations(3, 512, seed=1)
+    matrices, x = tuple(case.tiled() for case in TOGETHER), activations(n, 512, seed=1)
     matrices = pooled("window", matrices) if share else matrices
     for case, t in zip(TOGETHER, matrices, strict=True):
         w, _ = kernels_pallas.decode(t, implementation=MOSAIC_GPU)

@@ -1,5 +1,6 @@
 """The Mosaic GPU kernels in the Pallas interpreter: the same bits as the reference."""
 
+import dataclasses
 from typing import Any
 
 import chex
@@ -13,6 +14,8 @@ from codecjax.tiles import DECODE, Residency, fill_entry
 from kernels_pallas import decode_mosaic_gpu, matmul_mosaic_gpu, reference_xla
 from kernels_pallas.arg_specs import activations
 from kernels_pallas.decode_mosaic_gpu import DecodeConfig
+from kernels_pallas.few_rows_mosaic_gpu import FewRowsConfig
+from kernels_pallas.matmul_mosaic_gpu import MatmulConfig
 from tests.kernels_pallas.cases import (
     CASES,
     FILLS,
@@ -35,6 +38,10 @@ paged = pytest.mark.parametrize(
     [case for case in CASES if case.codec != "bf16" and case.width == 11],
     ids=lambda case: case.name,
 )
+
+
+# One number of rows of x for each of the kernels that multiply.
+rows = pytest.mark.parametrize("n", [3, 9], ids=["few rows", "more rows"])
 
 
 @by_name
@@ -63,9 +70,10 @@ def test_decode_finds_its_matrix_among_others() -> None:
         chex.assert_trees_all_equal(bits(w), bits(case.weight()))
 
 
+@rows
 @by_name
-def test_matmul_is_right_and_the_same_whatever_the_codec(case: Case) -> None:
-    x = activations(3, case.shape[1], seed=1)
+def test_matmul_is_right_and_the_same_whatever_the_codec(case: Case, n: int) -> None:
+    x = activations(n, case.shape[1], seed=1)
     (y,), _ = matmul_mosaic_gpu.matmul(x, (case.tiled(),), None, NO_TILE, interpret=True)
     exact = np.asarray(x, np.float64) @ np.asarray(case.weight(), np.float64).T
     assert np.linalg.norm(np.asarray(y) - exact) < 1e-6 * np.linalg.norm(exact)
@@ -74,9 +82,10 @@ def test_matmul_is_right_and_the_same_whatever_the_codec(case: Case) -> None:
     chex.assert_trees_all_equal(y, baseline)
 
 
+@rows
 @paged
-def test_matmul_fills_a_page_and_then_reads_it(case: Case) -> None:
-    t, x = case.tiled(), activations(3, case.shape[1], seed=1)
+def test_matmul_fills_a_page_and_then_reads_it(case: Case, n: int) -> None:
+    t, x = case.tiled(), activations(n, case.shape[1], seed=1)
     (alone,), _ = matmul_mosaic_gpu.matmul(x, (t,), None, NO_TILE, interpret=True)
     (filled,), after = matmul_mosaic_gpu.matmul(x, (t,), residency(t, FILLS), FIRST, interpret=True)
     chex.assert_trees_all_equal(filled, alone)
@@ -98,10 +107,12 @@ def test_matmul_fills_a_page_and_then_reads_it(case: Case) -> None:
     assert_counted(hit.decoded, (t,), hit=1)
 
 
-def test_matrices_that_share_x_give_what_each_gives_alone() -> None:
+@pytest.mark.parametrize(
+    "config", [MatmulConfig(splits=2, stages=2), FewRowsConfig(1)], ids=["clusters", "warps"]
+)
+def test_matrices_that_share_x_give_what_each_gives_alone(config: matmul_mosaic_gpu.Config) -> None:
     """One launch for all, whether or not they share arrays, and one for each of a mixture."""
     matrices, x = tuple(case.tiled() for case in TOGETHER), activations(3, 512, seed=1)
-    config = matmul_mosaic_gpu.MatmulConfig(splits=2, stages=2)
     options: dict[str, Any] = {"config": config, "interpret": True}
     mixed = (matrices[0], encode(TOGETHER[1].weight(), "bf16", TOGETHER[1].tile), matrices[2])
     apart, _ = matmul_mosaic_gpu.matmul(x, mixed, None, NO_TILE, **options)
@@ -111,13 +122,14 @@ def test_matrices_that_share_x_give_what_each_gives_alone() -> None:
         chex.assert_trees_all_equal(products, apart)
 
 
+@rows
 @pytest.mark.parametrize(
     ("tile", "share"),
     [(1, True), (3, True), (7, False)],
     ids=["first, arrays shared", "second, arrays shared", "third, arrays apart"],
 )
-def test_a_page_serves_whichever_matrix_its_tile_is_of(tile: int, share: bool) -> None:
-    matrices, x = tuple(case.tiled() for case in TOGETHER), activations(3, 512, seed=1)
+def test_a_page_serves_whichever_matrix_its_tile_is_of(tile: int, share: bool, n: int) -> None:
+    matrices, x = tuple(case.tiled() for case in TOGETHER), activations(n, 512, seed=1)
     matrices = pooled("window", matrices) if share else matrices
     tiles = sum(t.tiles for t in matrices)
     entries = [DECODE] * tiles
@@ -156,7 +168,21 @@ def test_decode_fills_and_reads_pages_as_the_reference_does(case: Case) -> None:
         chex.assert_trees_all_equal(after.decoded, expected.decoded)
 
 
-@pytest.mark.parametrize("n", [1, 9, 33, 64])
+@paged
+def test_fill_decodes_into_pages_and_nothing_else(case: Case) -> None:
+    t = case.tiled()
+    config = DecodeConfig(t.unit_grid[1], stages=2)
+    mosaic = decode_mosaic_gpu.fill(t, residency(t, FILLS), FIRST, config=config, interpret=True)
+    reference = reference_xla.fill(t, residency(t, FILLS), FIRST)
+    for after in (mosaic, reference):
+        assert after.pages is not None
+        assert_page_holds(after.pages[4], case.weight(), t, 1)
+        assert (jnp.delete(after.pages, 4, axis=0) == 7.0).all()
+        mine = after.decoded[FIRST_TILE : FIRST_TILE + t.tiles]
+        np.testing.assert_array_equal(mine, np.arange(t.tiles)[:, None] == np.ones_like(mine))
+
+
+@pytest.mark.parametrize("n", [1, 8, 9, 33, 64])
 def test_matmul_multiplies_any_number_of_rows(n: int) -> None:
     case = CASES[0]
     x = activations(n, case.shape[1], seed=n)
@@ -171,7 +197,7 @@ def test_slices_of_different_lengths_give_the_sum(splits: int) -> None:
     """Four units across: one slice of all, and three of 2, 1 and 1."""
     case = CASES[0]
     x = activations(2, case.shape[1], seed=2)
-    config = matmul_mosaic_gpu.MatmulConfig(splits=splits, stages=1)
+    config = MatmulConfig(splits=splits, stages=1)
     (y,), _ = matmul_mosaic_gpu.matmul(
         x, (case.tiled(),), None, NO_TILE, config=config, interpret=True
     )
@@ -181,7 +207,7 @@ def test_slices_of_different_lengths_give_the_sum(splits: int) -> None:
 
 def test_a_slice_of_more_tiles_than_lanes_is_refused() -> None:
     case = Case("wide", (64, 130 * 128), codec="bf16", tile=(64, 128))
-    config = matmul_mosaic_gpu.MatmulConfig(splits=1, stages=2)
+    config = MatmulConfig(splits=1, stages=2)
     with pytest.raises(UserError, match="encode it with wider tiles"):
         matmul_mosaic_gpu.matmul(
             activations(1, case.shape[1], seed=1),
@@ -193,11 +219,24 @@ def test_a_slice_of_more_tiles_than_lanes_is_refused() -> None:
         )
 
 
+@pytest.mark.parametrize("warpgroups", [1, 2])
+@pytest.mark.parametrize("k", [512, 640], ids=["a turn", "more than a turn"])
+def test_warps_that_take_turns_give_the_sum(k: int, warpgroups: int) -> None:
+    """Four and six units across, for four warps and for eight, of which some have none."""
+    case = dataclasses.replace(CASES[0], shape=(128, k))
+    x = activations(2, k, seed=2)
+    (y,), _ = matmul_mosaic_gpu.matmul(
+        x, (case.tiled(),), None, NO_TILE, config=FewRowsConfig(warpgroups), interpret=True
+    )
+    exact = np.asarray(x, np.float64) @ np.asarray(case.weight(), np.float64).T
+    assert np.linalg.norm(np.asarray(y) - exact) < 1e-6 * np.linalg.norm(exact)
+
+
 @pytest.mark.parametrize("splits", [1, 2, 4])
 def test_every_split_of_k_gives_the_sum(splits: int) -> None:
     case = CASES[0]
     x = activations(2, case.shape[1], seed=2)
-    config = matmul_mosaic_gpu.MatmulConfig(splits=splits, stages=2)
+    config = MatmulConfig(splits=splits, stages=2)
     (y,), _ = matmul_mosaic_gpu.matmul(
         x, (case.tiled(),), None, NO_TILE, config=config, interpret=True
     )

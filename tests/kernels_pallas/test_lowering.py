@@ -19,7 +19,7 @@ def lower(function: Callable[..., Any], *arguments: Any) -> str:
 
 
 @pytest.mark.parametrize("paged", [False, True], ids=["unpaged", "paged"])
-@pytest.mark.parametrize("n", [1, 64])
+@pytest.mark.parametrize("n", [1, 8, 16, 64])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_matmul(case: Case, n: int, paged: bool) -> None:
     t = case.tiled()
@@ -55,6 +55,14 @@ def test_matmul_of_matrices_that_share_x(codec: str, share: bool, paged: bool) -
         jnp.int32(0),
     )
     assert text.count("custom_call @mosaic_gpu") == 1
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.codec != "bf16"], ids=lambda case: case.name
+)
+def test_fill(case: Case) -> None:
+    t = case.tiled()
+    assert "mosaic_gpu" in lower(decode_mosaic_gpu.fill, t, residency(t, FILLS), jnp.int32(0))
 
 
 @pytest.mark.parametrize("paged", [False, True], ids=["unpaged", "paged"])

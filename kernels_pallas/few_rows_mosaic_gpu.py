@@ -1,0 +1,175 @@
+"""Product with few rows of x as a Mosaic GPU kernel: every warp loads, decodes and adds by itself.
+
+What `matmul_mosaic_gpu` needs for the wide matrix unit (copy descriptors, barriers, a cluster that
+exchanges sums) takes longer than a small matrix takes to read. Here a CTA has 16 whole rows: its
+warps take turns along K and add up in shared memory, and each asks for its next weights before it
+decodes those at hand.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency
+from kernels_pallas.lanes import LANE_LAYOUT, LANES
+from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
+from kernels_pallas.stripe_walk import STRIPE_ROWS, StripePlace, StripeWalk, Words
+from kernels_pallas.unit_stream import UnitStream
+from kernels_pallas.warps import WARPS, Warps
+
+MAX_ROWS = 8
+# Of a lane, see `Warps.multiply_in_warp`.
+_SUMS = 4
+# Warps on each multiprocessor, one a CTA's warpgroup, from which a second one does not pay.
+_ENOUGH_WARPS = 9
+
+
+@dataclasses.dataclass(frozen=True)
+class FewRowsConfig:
+    """How the work is cut.
+
+    Attributes:
+      warpgroups: of a CTA, at most 8.
+    """
+
+    warpgroups: int
+
+
+def guess(units_down: int, units_across: int) -> FewRowsConfig:
+    """Two warpgroups a CTA, unless rows alone or short rows make one enough."""
+    warps = units_down * WARPS * WARPS
+    enough = warps >= SMS * _ENOUGH_WARPS or units_across < 2 * WARPS
+    return FewRowsConfig(1 if enough else 2)
+
+
+@functools.partial(jax.jit, static_argnames=("stream", "config"))
+def multiply(
+    x: jax.Array,
+    sources: tuple[dict[str, jax.Array], ...],
+    residency: Residency | None,
+    first_tile: jax.Array,
+    stream: UnitStream,
+    config: FewRowsConfig,
+) -> tuple[jax.Array, Residency | None]:
+    """float32[N, rows of all the stream's units] of bf16 x[N, K], and the residency afterwards.
+
+    Args:
+      x: N at most 8.
+      residency, first_tile: as in `matmul_mosaic_gpu.matmul`.
+      stream, sources: the matrices, as `UnitStream.of` gives them.
+      config: how the work is cut.
+    """
+    warpgroups = config.warpgroups
+    warps = Warps(stream.lanes.interpret)
+    interpret, count = warps.interpret, x.shape[0]
+    operands = stream.operands(sources, residency, first_tile)
+    names = tuple(operands)
+    units, at_once = stream.units_across, WARPS * warpgroups
+    turns = -(-units // at_once)
+    x = jnp.pad(x, ((0, 0), (0, units * UNIT_COLUMNS - x.shape[1])))
+
+    def body(*refs: Any, partial: Any, arrived: Any, **scratch: Any) -> None:
+        bound = dict(zip((*names, "x", "out"), refs, strict=True)) | scratch
+        row, mine = jax.lax.axis_index("row"), jax.lax.axis_index("warpgroup")
+        bound |= {name: bound[name].at[mine] for name in ("entries", "slots") if name in bound}
+        walk = StripeWalk.start(stream, warps, bound, row)
+
+        def unit_of(turn: Any) -> jax.Array:
+            """Which unit column the lane's warp has; beyond the end there is none."""
+            first = (turn * at_once + mine * WARPS).astype(jnp.uint32)
+            return plgpu.layout_cast(first + warps.warp(), LANE_LAYOUT)
+
+        def place_of(unit: jax.Array) -> StripePlace:
+            return walk.place(jnp.minimum(unit, jnp.uint32(units - 1)))
+
+        def factors(unit: jax.Array) -> list[jax.Array]:
+            number = jnp.minimum(warps.lane() // 4, jnp.uint32(count - 1))
+            index = number * jnp.uint32(units * UNIT_COLUMNS // 2) + warps.lane() % 4
+            index += unit * jnp.uint32(UNIT_COLUMNS // 2)
+            return warps.load(bound["x"], index, range(0, UNIT_COLUMNS // 2, 4))
+
+        def add(turn: Any, fetched: Words, sums: Words) -> Words:
+            unit = unit_of(turn)
+            place, inside = place_of(unit), unit < jnp.uint32(units)
+            x_words = factors(place.unit)
+            registers = walk.registers(place, fetched)
+            walk.record(place, inside)
+            added = warps.multiply_in_warp(sums, registers, x_words)
+            if units % at_once:
+                added = [jnp.where(inside, new, old) for new, old in zip(added, sums, strict=True)]
+            return tuple(plgpu.layout_cast(total, LANE_LAYOUT) for total in added)
+
+        def turn_once(turn: jax.Array, carry: tuple[Words, Words]) -> tuple[Words, Words]:
+            fetched, sums = carry
+            following = walk.fetch(place_of(unit_of(turn + 1)))
+            return following, add(turn, fetched, sums)
+
+        fetched = walk.fetch(place_of(unit_of(jnp.int32(0))))
+        walk = walk.prepare()
+        zero = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
+        fetched, sums = jax.lax.fori_loop(0, turns - 1, turn_once, (fetched, (zero,) * _SUMS))
+        sums = add(jnp.int32(turns - 1), fetched, sums)
+        words = [jax.lax.bitcast_convert_type(total, jnp.uint32) for total in sums]
+        for number, word in enumerate(words):
+            partial[mine, number] = word
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(arrived)
+
+        @pl.when(mine == 0)
+        def _() -> None:
+            plgpu.barrier_wait(arrived)
+            # Of the warps' sums, which are as in `Warps.multiply_in_warp`, each lane adds up one.
+            for first in range(0, STRIPE_ROWS * count, LANES):
+                number = warps.index() + jnp.uint32(first)
+                at, down = number // STRIPE_ROWS, number % STRIPE_ROWS
+                held = (down // 8 * 2 + at % 2) * LANES + down % 8 * 4 + at // 2
+                total = zero
+                for warpgroup in range(warpgroups):
+                    for warp in range(WARPS):
+                        index = jnp.minimum(held + warp * 32, jnp.uint32(_SUMS * LANES - 1))
+                        word = warps.gather(partial.at[warpgroup], index)
+                        total += jax.lax.bitcast_convert_type(word, jnp.float32)
+                _store(warps, bound["out"], row, first, total)
+
+    kernel = plgpu.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct((count, stream.units_down * UNIT_ROWS), jnp.float32),
+        grid=(stream.units_down * WARPS,),
+        grid_names=("row",),
+        num_threads=warpgroups,
+        thread_name="warpgroup",
+        scratch_types={
+            name: plgpu.SMEM((warpgroups, LANES), jnp.uint32)
+            for name in ("entries", "slots")
+            if name in stream.scratch(staged=False)
+        }
+        | {
+            "partial": plgpu.SMEM((warpgroups, _SUMS, LANES), jnp.uint32),
+            "arrived": plgpu.Barrier(num_arrivals=warpgroups),
+        },
+        compiler_params=LANE_SEMANTICS,
+        interpret=interpreter(interpret),
+    )
+    y = kernel(*operands.values(), x)
+    return y, stream.residency(residency, operands)
+
+
+def _store(warps: Warps, out: Any, row: jax.Array, first: int, totals: jax.Array) -> None:
+    """Stores the lanes' totals: 16 rows of weights by rows of x, those from number `first` on."""
+    count, columns = out.shape
+    if warps.interpret:
+        for n in range(first // STRIPE_ROWS, min(count, (first + LANES) // STRIPE_ROWS)):
+            start = n * STRIPE_ROWS - first
+            out[n, pl.ds(row * STRIPE_ROWS, STRIPE_ROWS)] = totals[start : start + STRIPE_ROWS]
+        return
+    number = warps.index() + jnp.uint32(first)
+    at, down = number // STRIPE_ROWS, number % STRIPE_ROWS
+    index = at * jnp.uint32(columns) + row.astype(jnp.uint32) * STRIPE_ROWS + down
+    inside = jnp.where(at < jnp.uint32(count), jnp.uint32(1), jnp.uint32(0))
+    words = jax.lax.bitcast_convert_type(totals, jnp.uint32)
+    warps.store(out, index, (0,), [words], inside)

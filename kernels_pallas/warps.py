@@ -1,0 +1,377 @@
+"""What warps need that go their own ways: loads and stores lane by lane, sums in registers.
+
+As in `lanes`, each method has two forms: inline Mosaic GPU code, and plain JAX.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax._src.lib.mlir import ir
+from jax._src.lib.mlir.dialects import arith, llvm, scf
+from jax.experimental.mosaic.gpu import utils as mgpu_utils
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from codecjax.codecs import window, window_layout, window_records
+from kernels_pallas.emit import (
+    LANE_LAYOUT,
+    LANES,
+    emit_patch,
+    emit_transpose,
+    emit_unpack,
+    from_scalar,
+    scalar,
+    shuffle,
+)
+from kernels_pallas.lanes import Lanes
+
+WARP_LANES = 32
+WARPS = LANES // WARP_LANES
+
+
+def _word() -> ir.Type:
+    return ir.IntegerType.get_signless(32)
+
+
+def _float_from_scalar(value: ir.Value) -> Any:
+    return from_scalar(value, is_signed=None)
+
+
+def _address(ref: ir.Value, index: ir.Value) -> ir.Value:
+    """Of 32-bit word `index` of a ref in device memory."""
+    long = ir.IntegerType.get_signless(64)
+    offset = arith.shli(arith.extui(long, index), arith.constant(long, 2))
+    return arith.addi(llvm.ptrtoint(long, mgpu_utils.memref_ptr(ref)), offset)
+
+
+def _as_words(values: jax.Array) -> jax.Array:
+    """Flat uint32 of uint32, int32 or pairs of bf16."""
+    if values.dtype == jnp.bfloat16:
+        values = values.reshape(-1, 2)
+    return jax.lax.bitcast_convert_type(values, jnp.uint32).reshape(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What `Warps.load` takes."""
+
+    ref: Any
+    index: jax.Array
+    offsets: tuple[int, ...]
+    vector: int
+
+    def read(self, count: int) -> list[jax.Array]:
+        """The words, and zeros to make so many, for the interpreter."""
+        flat = _as_words(self.ref[...])
+        places = [offset + part for offset in self.offsets for part in range(self.vector)]
+        found = [flat[self.index + jnp.uint32(place)] for place in places]
+        return found + [jnp.zeros_like(self.index)] * (count - len(found))
+
+    def emit(self, address: ir.Value, count: int) -> list[ir.Value]:
+        """Emits the loads, and zeros to make so many."""
+        suffix, names = ("b32", "$0") if self.vector == 1 else ("v4.b32", "{$0, $1, $2, $3}")
+        found: list[ir.Value] = []
+        for offset in self.offsets:
+            words = mgpu_utils.inline_ptx(
+                f"ld.global.nc.{suffix} {names}, [${self.vector}+{4 * offset}];",
+                address,
+                result_types=[_word()] * self.vector,
+            )
+            found += words
+        return found + [arith.constant(_word(), 0)] * (count - len(found))
+
+
+@dataclasses.dataclass(frozen=True)
+class Warps(Lanes):
+    """Operations in which a warp's lanes share something, but the warpgroup's warps need not."""
+
+    def lane(self) -> jax.Array:
+        """uint32[128]: number of the lane in its warp."""
+        return self.index() & jnp.uint32(WARP_LANES - 1)
+
+    def warp(self) -> jax.Array:
+        """uint32[128]: number of the lane's warp in its warpgroup."""
+        return self.index() >> jnp.uint32(5)
+
+    def load(
+        self, ref: Any, index: jax.Array, offsets: Sequence[int], vector: int = 1
+    ) -> list[jax.Array]:
+        """Each lane's words of a ref in device memory that nobody writes meanwhile.
+
+        Args:
+          ref: uint32, int32 or bf16 (two a word), of any shape.
+          index: uint32[128], a word's number in the flat ref.
+          offsets: in words from `index`, of each load.
+          vector: words of each load, 1 or 4; then index and offsets are multiples of it.
+        """
+        return self.load_one_of(
+            [Choice(ref, index, tuple(offsets), vector)], [], vector * len(offsets)
+        )
+
+    def load_one_of(
+        self, choices: Sequence["Choice"], chosen: Sequence[jax.Array], count: int
+    ) -> list[jax.Array]:
+        """`load` of one of several refs, each warp's own choice.
+
+        Args:
+          choices: what may be loaded.
+          chosen: uint32[128] for all but the last, not 0 where the warp's choice is this or an
+            earlier one.
+          count: words to return; after those of a shorter choice come zeros.
+        """
+        if self.interpret:
+            *earlier, found = [choice.read(count) for choice in choices]
+            for words, here in zip(reversed(earlier), reversed(chosen), strict=True):
+                pairs = zip(words, found, strict=True)
+                found = [jnp.where(here != 0, one, other) for one, other in pairs]
+            return found
+        words = [plgpu.ShapeDtypeStruct((LANES,), jnp.uint32, layout=LANE_LAYOUT)] * count
+        types = (
+            *(plgpu.RefType(), LANE_LAYOUT) * len(choices),
+            *(LANE_LAYOUT,) * len(chosen),
+        )
+
+        @plgpu.inline_mgpu(arg_types=types, return_type=words)
+        def apply(_: Any, *arguments: Any) -> Any:
+            flags = [scalar(flag.registers.item()) for flag in arguments[2 * len(choices) :]]
+
+            def emit(number: int) -> list[ir.Value]:
+                ref, index = arguments[2 * number : 2 * number + 2]
+                choice = choices[number]
+                address = _address(ref, scalar(index.registers.item()))
+                if number == len(choices) - 1:
+                    return choice.emit(address, count)
+                zero = arith.constant(_word(), 0)
+                here = arith.cmpi(arith.CmpIPredicate.ne, flags[number], zero)
+                branch = scf.IfOp(here, [_word()] * count, has_else=True)
+                with ir.InsertionPoint(branch.then_block):
+                    scf.yield_(choice.emit(address, count))
+                with ir.InsertionPoint(branch.else_block):
+                    scf.yield_(emit(number + 1))
+                return list(branch.results)
+
+            return [from_scalar(word) for word in emit(0)]
+
+        operands = [each for choice in choices for each in (choice.ref, choice.index)]
+        return list(apply(*operands, *chosen))
+
+    def store(
+        self,
+        ref: Any,
+        index: jax.Array,
+        offsets: Sequence[int],
+        words: Sequence[jax.Array],
+        where: jax.Array,
+    ) -> None:
+        """Stores lanes' words where `where` (uint32[128]) is not 0; not for the interpreter.
+
+        Args:
+          ref, index, offsets: as in `load`.
+          words: uint32[128], one for each offset.
+          where: which lanes store.
+        """
+        self._store(ref, index, offsets, words, where, transposed=False)
+
+    def store_transposed(
+        self,
+        ref: Any,
+        index: jax.Array,
+        offsets: Sequence[int],
+        words: Sequence[jax.Array],
+        where: jax.Array,
+    ) -> None:
+        """`store` of the transpose of words, four for each offset; all of a warp or none."""
+        self._store(ref, index, offsets, words, where, transposed=True)
+
+    def _store(
+        self,
+        ref: Any,
+        index: jax.Array,
+        offsets: Sequence[int],
+        words: Sequence[jax.Array],
+        where: jax.Array,
+        transposed: bool,
+    ) -> None:
+        suffix, names = ("v4.b32", "{$1, $2, $3, $4}") if transposed else ("b32", "$1")
+
+        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (3 + len(words))))
+        def apply(_: Any, ref: ir.Value, *arrays: Any) -> None:
+            number, index, mask, *values = (scalar(array.registers.item()) for array in arrays)
+            zero = arith.constant(_word(), 0)
+            branch = scf.IfOp(arith.cmpi(arith.CmpIPredicate.ne, mask, zero))
+            with ir.InsertionPoint(branch.then_block):
+                address = _address(ref, index)
+                if transposed:
+                    values = emit_transpose(number, values)
+                width = len(values) // len(offsets)
+                for each, offset in enumerate(offsets):
+                    mgpu_utils.inline_ptx(
+                        f"st.global.{suffix} [$0+{4 * offset}], {names};",
+                        address,
+                        *values[width * each : width * (each + 1)],
+                        has_side_effects=True,
+                    )
+                scf.yield_([])
+
+        apply(ref, self.index(), index, where, *words)
+
+    def transpose(self, words: Sequence[jax.Array]) -> list[jax.Array]:
+        """Transposes 4 words of each of 4 neighbouring lanes: word i of lane j to word j of lane i.
+
+        Args:
+          words: uint32[128] each; every four of them are transposed by themselves.
+        """
+        if self.interpret:
+            fours = jnp.stack(words).reshape(-1, 4, LANES // 4, 4)
+            return list(fours.swapaxes(1, 3).reshape(-1, LANES))
+        results = [plgpu.ShapeDtypeStruct((LANES,), jnp.uint32, layout=LANE_LAYOUT)] * len(words)
+
+        @plgpu.inline_mgpu(arg_types=(LANE_LAYOUT,) * (1 + len(words)), return_type=results)
+        def apply(_: Any, *arrays: Any) -> Any:
+            number, *values = (scalar(array.registers.item()) for array in arrays)
+            return [from_scalar(value) for value in emit_transpose(number, values)]
+
+        return list(apply(self.index(), *words))
+
+    def decode(
+        self,
+        words: Sequence[jax.Array],
+        record: Sequence[jax.Array],
+        warp: jax.Array,
+        bias: Sequence[jax.Array],
+        width: int,
+        compressed: jax.Array | None,
+        order: Sequence[int],
+    ) -> list[jax.Array]:
+        """The 32 registers of each warp's part of a unit of its own.
+
+        Args:
+          words: of the `window` codec; or, where not `compressed`, 32 words of weights, of which
+            the transpose in `order` is the registers.
+          record: uint32[128] each: word 32 * i + l of the warp's escape record in lane l.
+          warp: uint32[128], which of its unit's four warps each is.
+          bias: row bases of even and odd registers, as in `window_layout.unpack`.
+          width: of the codec.
+          compressed: uint32[128], the same for all of a warp; None where all are.
+          order: of the transposed words, see `words`.
+        """
+        count, parts = window_layout.WORDS[width], len(record)
+        if self.interpret:
+            unpacked = jnp.stack(window_layout.unpack(words[:count], bias, width))
+            decoded = _patch_warps(unpacked, jnp.stack(record), warp)
+            if compressed is None:
+                return decoded
+            transposed = self.transpose(words)
+            return [
+                jnp.where(compressed != 0, one, transposed[place])
+                for one, place in zip(decoded, order, strict=True)
+            ]
+        registers = [
+            plgpu.ShapeDtypeStruct((LANES,), jnp.uint32, layout=LANE_LAYOUT)
+        ] * window_layout.REGISTERS
+        operands = [self.index(), warp, *bias, *record, *words]
+        if compressed is not None:
+            operands.append(compressed)
+
+        @plgpu.inline_mgpu(arg_types=(LANE_LAYOUT,) * len(operands), return_type=registers)
+        def apply(_: Any, *arrays: Any) -> Any:
+            values = [scalar(array.registers.item()) for array in arrays]
+            (number, warp, *bias), rest = values[:4], values[4:]
+            held, words = rest[:parts], rest[parts:]
+
+            def decoded() -> list[ir.Value]:
+                lane = arith.andi(number, arith.constant(_word(), WARP_LANES - 1))
+                unpacked = emit_unpack(words[:count], bias, width)
+                return emit_patch(_reader(held), warp, lane, *bias, *unpacked)
+
+            if compressed is None:
+                return [from_scalar(value) for value in decoded()]
+            here = arith.cmpi(arith.CmpIPredicate.ne, words.pop(), arith.constant(_word(), 0))
+            branch = scf.IfOp(here, [_word()] * len(registers), has_else=True)
+            with ir.InsertionPoint(branch.then_block):
+                scf.yield_(decoded())
+            with ir.InsertionPoint(branch.else_block):
+                transposed = emit_transpose(number, words)
+                scf.yield_([transposed[place] for place in order])
+            return [from_scalar(value) for value in branch.results]
+
+        return list(apply(*operands))
+
+    def multiply_in_warp(
+        self, sums: Sequence[jax.Array], weights: Sequence[jax.Array], x: Sequence[jax.Array]
+    ) -> list[jax.Array]:
+        """Adds products of each warp's 16 rows of weights and 8 rows of x (`mma.m16n8k16`).
+
+        Args:
+          sums: 4 of float32[128]: lane l of a warp has rows l//4 (the first two) and l//4 + 8 of
+            the weights, rows 2*(l%4) and the next one of x.
+          weights: 32 registers of two bf16, as in `window_layout`.
+          x: 16 registers of two bf16: lane l has columns 8*i + 2*(l%4) and the next one of x's row
+            l//4.
+        """
+        if self.interpret:
+            return _multiply_in_warp(sums, weights, x)
+        floats = [plgpu.ShapeDtypeStruct((LANES,), jnp.float32, layout=LANE_LAYOUT)] * 4
+
+        @plgpu.inline_mgpu(
+            arg_types=(LANE_LAYOUT,) * (4 + len(weights) + len(x)), return_type=floats
+        )
+        def apply(_: Any, *arrays: Any) -> Any:
+            values = [scalar(array.registers.item()) for array in arrays]
+            totals, weights, x = values[:4], values[4:36], values[36:]
+            for part in range(8):
+                totals = mgpu_utils.inline_ptx(
+                    "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                    "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};",
+                    *weights[4 * part : 4 * part + 4],
+                    *x[2 * part : 2 * part + 2],
+                    *totals,
+                    result_types=[ir.F32Type.get()] * 4,
+                    has_side_effects=True,
+                    convergent=True,
+                )
+            return [from_scalar(total, is_signed=None) for total in totals]
+
+        return list(apply(*sums, *weights, *x))
+
+
+def _reader(record: Sequence[ir.Value]) -> Callable[[ir.Value], ir.Value]:
+    """Reads a record of which each lane holds one word of every 32."""
+
+    def read(index: ir.Value) -> ir.Value:
+        found = shuffle(record[0], index)
+        for part in range(1, len(record)):
+            first = arith.constant(_word(), WARP_LANES * part)
+            later = arith.cmpi(arith.CmpIPredicate.uge, index, first)
+            found = arith.select(later, shuffle(record[part], index), found)
+        return found
+
+    return read
+
+
+def _patch_warps(registers: jax.Array, record: jax.Array, warp: jax.Array) -> list[jax.Array]:
+    nowhere = jnp.uint32(2 * registers.size)
+    for mine in range(WARPS):
+        first = WARP_LANES * mine
+        place, exponent = window_records.read(record[:, first : first + WARP_LANES].reshape(-1))
+        register, lane, half = place // (2 * LANES), place // 2 % LANES, place % 2
+        here = register * (2 * LANES) + 2 * (lane % WARP_LANES + first) + half
+        is_mine = (lane // WARP_LANES == warp[first]) & (register < registers.shape[0])
+        registers = window.patch(registers, jnp.where(is_mine, here, nowhere), exponent)
+    return list(registers)
+
+
+def _multiply_in_warp(
+    sums: Sequence[jax.Array], weights: Sequence[jax.Array], x: Sequence[jax.Array]
+) -> list[jax.Array]:
+    def bf16(words: Sequence[jax.Array], halves: int) -> jax.Array:
+        """float32[warps, 8 * halves, 128] of words of which neighbouring ones are 8 rows apart."""
+        apart = jnp.stack(words).reshape(-1, halves, WARPS, 8, 4)
+        both = jax.lax.bitcast_convert_type(apart.transpose(2, 1, 3, 0, 4), jnp.bfloat16)
+        return both.reshape(WARPS, 8 * halves, -1).astype(jnp.float32)
+
+    products = jnp.einsum("wrk,wnk->wrn", bf16(weights, 2), bf16(x, 1), precision="highest")
+    by_lane = products.reshape(WARPS, 2, 8, 4, 2).transpose(1, 4, 0, 2, 3).reshape(4, LANES)
+    return [total + more for total, more in zip(sums, by_lane, strict=True)]
