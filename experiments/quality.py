@@ -1,6 +1,7 @@
 """What lossy codecs cost in quality: perplexity, and divergence from the bf16 model.
 
-python -m experiments.quality --out=experiments/records/cpu/quality.json
+python -m experiments.quality
+python -m experiments.quality --peers --out=experiments/records/cpu/quality.json
 
 Measures the embedded model, on the held-out modules of the running Python's library, stored by
 `ecsq` at several rates and by quantisers that round to the nearest.
@@ -9,7 +10,7 @@ Measures the embedded model, on the held-out modules of the running Python's lib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from codecjax.tiles import check_tile
 from experiments import cli, environment, formats
 from experiments.bits_per_byte import token_ids, windows
 from experiments.records import write_json
-from experiments.round_to_nearest import BASELINES
+from experiments.round_to_nearest import BASELINES, PEERS, Rounded
 from experiments.stdlib_corpus import read_corpus
 from experiments.train_embedded import separator_of
 
@@ -161,10 +162,10 @@ def stored_by_ecsq(
     return Candidate({name: decode(t) for name, t in stored.items()}, found)
 
 
-def rounded(folder: HuggingFaceFolder, baseline: str) -> Candidate:
-    """The model quantised by one of BASELINES."""
+def rounded(folder: HuggingFaceFolder, quantise: Callable[[jax.Array], Rounded]) -> Candidate:
+    """The model quantised matrix by matrix."""
     plain = projections(folder)
-    quantised = {name: BASELINES[baseline](w) for name, w in plain.items()}
+    quantised = {name: quantise(w) for name, w in plain.items()}
     weights = {name: each.weights for name, each in quantised.items()}
     bits = sum(each.bits_per_weight * each.weights.size for each in quantised.values())
     return Candidate(weights, _distortion(plain, weights, bits))
@@ -189,16 +190,17 @@ def _distortion(
 
 def rows_of(
     folder: HuggingFaceFolder,
-    rates: list[float],
+    rates: Sequence[float],
+    baselines: Mapping[str, Callable[[jax.Array], Rounded]],
     tile: tuple[int, int],
     texts: Mapping[str, str],
     say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """One record for each way to store the model, bf16 first."""
     candidates: dict[str, Candidate] = {}
-    for baseline in BASELINES:
-        say(f"quantises by {baseline}")
-        candidates[baseline] = rounded(folder, baseline)
+    for name, quantise in baselines.items():
+        say(f"quantises by {name}")
+        candidates[name] = rounded(folder, quantise)
     for rate in rates:
         say(f"encodes by ecsq at {rate:g} bits a weight")
         candidates[f"ecsq {rate:g}"] = stored_by_ecsq(folder, rate, tile)
@@ -266,10 +268,12 @@ def main(argv: list[str]) -> int:
         )
     chosen = values.modules or list(corpus.held_out)
     texts = {name: corpus.held_out[name] for name in chosen}
+    baselines = {**BASELINES, **PEERS} if values.peers else BASELINES
     tile = check_tile((values.tile_rows, values.tile_columns))
-    rows = rows_of(read_folder(values.model), rates, tile, texts, say)
+    rows = rows_of(read_folder(values.model), rates, baselines, tile, texts, say)
     record = {
         "environment": environment.describe({"decode": "xla"}),
+        "qwix": environment.package_version("qwix") if values.peers else None,
         "model": values.model,
         "tile": tile,
         "texts": {"modules": chosen, "bytes": sum(len(text.encode()) for text in texts.values())},
@@ -285,7 +289,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "model", "experiments/embedded_model", "Hugging Face folder that train_embedded made."
     )
-    flags.DEFINE_list("rates", ["2", "3", "4", "4.125", "4.25", "5", "6"], "Of ecsq.")
+    flags.DEFINE_list("rates", ["2", "3", "4", "4.125", "4.25", "5", "6", "7", "8"], "Of ecsq.")
+    flags.DEFINE_bool("peers", False, "Also measure what qwix makes of the weights.")
     flags.DEFINE_list("modules", [], "Held-out modules to predict; all where it is empty.")
     # Its key and value matrices have 128 rows, which this tile does not pad.
     flags.DEFINE_integer("tile_rows", 128, "Rows of a tile, a multiple of 64.")

@@ -59,8 +59,25 @@ def asymmetric(w: jax.Array, bits: int, size: int) -> Rounded:
     return Rounded(rounded, bits + 2 * _SCALE_BITS / size)
 
 
+def by_qwix(w: jax.Array, kind: str) -> Rounded:
+    """Groups with a scale, by qwix (github.com/google/qwix), for example "int4" or "nf4"."""
+    try:
+        import qwix
+    except ImportError as error:
+        raise UserError(
+            "qwix is not installed: run pip install qwix, or leave --peers out"
+        ) from error
+    coded = qwix.quantize(w, kind, channelwise_axes=(0,), tiled_axes={1: GROUP})
+    return Rounded(qwix.dequantize(coded).astype(jnp.bfloat16), 4 + _SCALE_BITS / GROUP)
+
+
 BASELINES: dict[str, Callable[[jax.Array], Rounded]] = {
     "int4, groups of 128": lambda w: symmetric(w, 4, GROUP),
     "int4 with minimum, groups of 128": lambda w: asymmetric(w, 4, GROUP),
     "int8 per row": lambda w: symmetric(w, 8, w.shape[1]),
+}
+
+PEERS: dict[str, Callable[[jax.Array], Rounded]] = {
+    "qwix int4, groups of 128": lambda w: by_qwix(w, "int4"),
+    "qwix nf4, groups of 128": lambda w: by_qwix(w, "nf4"),
 }

@@ -110,7 +110,8 @@ def plan(
             yield padded_to(w, tile)
 
     found = _search(padded, lambda: _layout(shapes, tile, copies), target, None)[0]
-    _check_rate(found.expected_bits, target, f"{len(shapes)} matrices", tile)
+    if target.mse == 0 and found.expected_bits > (1 + _CLOSE_ENOUGH) * target.bits_per_weight:
+        raise _unmet(found.expected_bits, target, f"{len(shapes)} matrices", tile)
     return found
 
 
@@ -132,31 +133,34 @@ def _search(
     found = ecsq_plan.make_plan(counts, layout(), target)
     for _ in range(_RECOUNTS):
         # Where rows are many that would saturate they are shifted, and then counts differ.
-        if np.mean(counts.tops > found.step * (found.symbols.largest + 0.5)) <= _FEW:
+        reach = found.step * (found.symbols.largest + 0.5)
+        if np.mean(counts.tops.astype(np.float64) > reach) <= _FEW:
             break
-        shifted = (_shifted(w, found)[0] for w in padded())
-        recounted = dataclasses.replace(histogram(shifted), tops=counts.tops, mean=counts.mean)
+        shifted = histogram(_shifted(w, found)[0] for w in padded())
+        recounted = dataclasses.replace(
+            shifted, tops=counts.tops, mean=counts.mean, is_shifted=True
+        )
         found = ecsq_plan.make_plan(recounted, layout(), target)
     return found, counts
 
 
 def _shifted(w: jax.Array, plan: Plan) -> tuple[jax.Array, np.ndarray]:
     """Weights bf16[OUT, K] over what rows are coarser by than the plan's step, and their shifts."""
-    shift = row_shifts(w, plan.step, plan.symbols.largest)
+    table = plan.tables_of(np.asarray(spread_bins(w)))
+    shift = row_shifts(w, plan.step, plan.largest[table])
     if not shift.any():
         return w, shift
     scale = row_scale(jnp.float32(1), jnp.asarray(shift, jnp.uint32))
     return (w.astype(jnp.float32) / scale[:, None]).astype(jnp.bfloat16), shift
 
 
-def _check_rate(bits: float, target: Target, what: str, tile: tuple[int, int]) -> None:
-    """UserError where the bits a weight exceed a target rate."""
-    if target.mse == 0 and bits > (1 + _CLOSE_ENOUGH) * target.bits_per_weight:
-        raise UserError(
-            f"codec 'ecsq' with tiles of {tile[0]}x{tile[1]} needs {bits:.3g} bits a weight for "
-            f"{what}, tables and padding included, which exceeds bits_per_weight "
-            f"{target.bits_per_weight:g}: raise that, or choose tiles that they fill"
-        )
+def _unmet(bits: float, target: Target, what: str, tile: tuple[int, int]) -> UserError:
+    """What to say where the bits a weight exceed the target rate."""
+    return UserError(
+        f"codec 'ecsq' with tiles of {tile[0]}x{tile[1]} needs {bits:.3g} bits a weight for "
+        f"{what}, tables and padding included, which exceeds bits_per_weight "
+        f"{target.bits_per_weight:g}: raise that, or choose tiles that they fill"
+    )
 
 
 def encode(
@@ -185,16 +189,19 @@ def encode(
     shape = (w.shape[0], w.shape[1])
     if plan is not None:
         return _encode(padded, shape, tile, target, plan)
-    aim, counts = target, None
+    most = (1 + _CLOSE_ENOUGH) * bits_per_weight
+    aim, counts, trials = target, None, []
     for _ in range(_TRIALS):
         found, counts = _search(lambda: [padded], lambda: _layout([shape], tile, 1), aim, counts)
-        t = _encode(padded, shape, tile, target, found)
-        excess = t.bits_per_weight - bits_per_weight
+        trials.append(_encode(padded, shape, tile, target, found))
+        excess = trials[-1].bits_per_weight - bits_per_weight
         if mse > 0 or abs(excess) <= _CLOSE * bits_per_weight:
-            break
+            return trials[-1]
         aim = dataclasses.replace(aim, bits_per_weight=max(aim.bits_per_weight - excess, 0.0))
-    _check_rate(t.bits_per_weight, target, f"a matrix of {shape[0]}x{shape[1]}", tile)
-    return t
+    below = [t for t in trials if t.bits_per_weight <= most]
+    if below:
+        return max(below, key=lambda t: t.bits_per_weight)
+    raise _unmet(trials[-1].bits_per_weight, target, f"a matrix of {shape[0]}x{shape[1]}", tile)
 
 
 def _encode(
@@ -203,7 +210,10 @@ def _encode(
     """Encodes a matrix that was padded to whole tiles."""
     options = tuple(sorted(dataclasses.asdict(target).items()))
     shifted, shift = _shifted(padded, plan)
+    own = plan.tables_of(np.asarray(spread_bins(padded)))
     table = plan.tables_of(np.asarray(spread_bins(shifted)))
+    # A row is shifted for the largest index of its own table.
+    table = np.where(plan.largest[table] < plan.largest[own], own, table)
     rows = jnp.asarray(table | shift << _SHIFT, jnp.uint8).reshape(-1, tile[0])
     scale = row_scale(jnp.float32(plan.step), jnp.asarray(shift, jnp.uint32))
     index = quantise(

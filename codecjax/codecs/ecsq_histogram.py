@@ -39,12 +39,19 @@ class Histogram:
       counts: float64[B, 32640].
       tops: float32[ROWS], the largest magnitude of each row.
       mean: the mean magnitude.
+      is_shifted: whether the rows of what was counted are shifted as a plan said.
     """
 
     bins: np.ndarray
     counts: np.ndarray
     tops: np.ndarray
     mean: float
+    is_shifted: bool = False
+
+    @property
+    def row_length(self) -> float:
+        """Weights of a row, in the mean."""
+        return float(self.counts.sum()) / len(self.tops)
 
 
 @jax.jit

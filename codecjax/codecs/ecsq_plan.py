@@ -6,6 +6,7 @@ Rows are told apart by their spread: rows of like spread share a table of freque
 """
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -17,15 +18,21 @@ from codecjax.codecs.ecsq_symbols import FINE, PAIR, SINGLE, SymbolLayout, signe
 
 # A table number has 3 bits.
 MOST_TABLES = 8
+# How far a rate may be above its target.
+_EXCESS = 1.01
 # A layout with half the steps for a decoder is taken where it costs up to 2 % more bits.
 _MORE_BITS = 0.02
 # Of errors that are compared.
 _LEAST_MSE = 1e-60
+# Weights of a table that may be so far beyond its largest index that they get no frequency.
+_FEW_FAR = 0.01
 _ROUNDS = 8
 _HALVINGS = 26
 _PLANS = 4
-# The finest step, as a share of the mean magnitude, and of all; float32 has it to full precision.
-_FINEST, _FINEST_OF_ALL = 1 / 128, 2.0**-100
+# The finest step, as a share of the mean magnitude.
+_FINEST = 1 / 128
+# Steps that float32 has to full precision, with the shifts of rows.
+_FINEST_OF_ALL, _COARSEST_OF_ALL = 2.0**-120, 2.0**127
 # What the encoder's last states hold of a lane's bits, in the mean.
 _BITS_IN_STATE = 8
 
@@ -89,7 +96,8 @@ def _entropy(counts: np.ndarray) -> np.ndarray:
 class _Sums:
     """Sums over the magnitudes of rows that share a table, between any two thresholds."""
 
-    def __init__(self, counts: np.ndarray) -> None:
+    def __init__(self, counts: np.ndarray, row_length: float) -> None:
+        self._counts, self._row_length = counts, row_length
         self.tables = len(counts)
         self.values = magnitude_values()
         powers = np.stack([counts * self.values**power for power in range(3)])
@@ -105,39 +113,98 @@ class _Sums:
         edges = np.pad(edges, ((0, 0), (1, 1)), constant_values=(0, len(self.values)))
         return np.diff(np.take_along_axis(self._below, edges[None], axis=-1), axis=-1)
 
+    def above(self, threshold: float) -> np.ndarray:
+        """float64[TABLES]: how many magnitudes are above a threshold."""
+        first = int(np.searchsorted(self.values, threshold, side="right"))
+        return self._counts[:, first:].sum(axis=-1)
+
+    def error_of_largest(self, thresholds: np.ndarray, step: float, largest: int) -> np.ndarray:
+        """float64[TABLES]: squared error of the magnitudes that have the largest index.
+
+        One far beyond it may have its row shifted: its error is at most that of all the row,
+        then so coarse that it is within reach.
+
+        Args:
+          thresholds: float64[TABLES], where the largest index begins.
+          step: the step.
+          largest: largest index.
+        """
+        errors = np.zeros(self.tables)
+        for table, first in enumerate(np.searchsorted(self.values, thresholds)):
+            values = self.values[first:]
+            saturated = np.square(values - largest * step)
+            shifted = self._row_length * np.square(values / largest) / 12
+            far = values > (largest + 0.5) * step
+            error = np.where(far, np.minimum(saturated, shifted), saturated)
+            errors[table] = self._counts[table, first:] @ error
+        return errors
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Quantised:
-    """What a step does to weights: counts[TABLES, Q + 1] by index, zones, squared error."""
+    """What a step does to weights.
 
-    counts: np.ndarray
+    Attributes:
+      sums: over the weights.
+      step: the step.
+      zones: float64[TABLES, Q + 1], dead zones.
+    """
+
+    sums: _Sums
+    step: float
     zones: np.ndarray
-    error: float
+
+    @functools.cached_property
+    def _thresholds(self) -> np.ndarray:
+        """float64[TABLES, Q], where each index from 1 on begins."""
+        edges = self.step * (np.arange(self.zones.shape[1]) - 0.5 + self.zones)
+        return np.maximum.accumulate(edges[:, 1:], axis=-1)
+
+    @functools.cached_property
+    def _powers(self) -> np.ndarray:
+        return self.sums.between(self._thresholds)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """float64[TABLES, Q + 1]: how often each index occurs, of either sign."""
+        return self._powers[0]
+
+    @property
+    def far(self) -> np.ndarray:
+        """float64[TABLES]: how many weights are beyond the largest index."""
+        return self.sums.above(self.step * (self.zones.shape[1] - 0.5))
 
     @property
     def bits(self) -> float:
         """Of all indices and their signs, by an ideal coder."""
         return float(_entropy(self.counts).sum() + self.counts[:, 1:].sum())
 
+    @property
+    def error(self) -> float:
+        """Sum of squared errors."""
+        number, first, second = self._powers
+        value = self.step * np.arange(self.zones.shape[1])
+        error = second - 2 * value * first + np.square(value) * number
+        largest = self.zones.shape[1] - 1
+        error[:, -1] = self.sums.error_of_largest(self._thresholds[:, -1], self.step, largest)
+        return float(np.maximum(error, 0).sum())
+
 
 def _quantised(sums: _Sums, step: float, largest: int) -> _Quantised:
-    index = np.arange(largest + 1)
-    zones = np.zeros((sums.tables, largest + 1))
+    found = _Quantised(sums, step, np.zeros((sums.tables, largest + 1)))
     for _ in range(_ROUNDS):
-        thresholds = np.maximum.accumulate(step * (index - 0.5 + zones)[:, 1:], axis=-1)
-        number, first, second = sums.between(thresholds)
-        share = (number + 0.1) / (number + 0.1).sum(axis=-1, keepdims=True)
-        bits = -np.log2(share) + (index > 0)
-        used, zones = zones, dead_zones(bits)
-    error = second - 2 * step * index * first + np.square(step * index) * number
-    return _Quantised(number, used, float(np.maximum(error, 0).sum()))
+        number = found.counts + 0.1
+        bits = -np.log2(number / number.sum(axis=-1, keepdims=True))
+        bits[:, 1:] += 1
+        found = _Quantised(sums, step, dead_zones(bits))
+    return found
 
 
 def _merged(
     histogram: Histogram, step: float, largest: int, table_bits: int, tables: int
 ) -> np.ndarray:
     """int[TABLES]: first bin, by number, of each table; at most `tables`, each worth its bits."""
-    counts = _quantised(_Sums(histogram.counts), step, largest).counts
+    counts = _quantised(_Sums(histogram.counts, histogram.row_length), step, largest).counts
     parts = list(counts)
     first = list(range(len(parts)))
     while len(parts) > 1:
@@ -185,9 +252,9 @@ def _step_for(
             return found.error > target.mse * layout.weights
         return found.bits + fixed_bits < target.bits_per_weight * layout.weights
 
-    low = max(_FINEST * histogram.mean, _FINEST_OF_ALL)
-    # With this step every weight is 0.
-    high = max(2 * float(histogram.tops.max()), 2 * low)
+    low = max(_FINEST * histogram.mean, histogram.mean / (0.95 * largest), _FINEST_OF_ALL)
+    # With this step every weight is 0, unless it is next to the largest float32.
+    high = max(min(2 * float(histogram.tops.max()), _COARSEST_OF_ALL), 2 * low)
     for _ in range(_HALVINGS):
         middle = float(np.sqrt(low * high))
         low, high = (low, middle) if is_too_coarse(middle) else (middle, high)
@@ -203,14 +270,26 @@ class _Coder:
     coded_bits: float
 
 
-def _coder(counts: np.ndarray, symbols: SymbolLayout) -> _Coder:
-    """The coder of indices, given counts float64[Q + 1] of their magnitudes."""
-    largest = max(1, int(np.max(np.flatnonzero(counts), initial=0)))
+def _coder(counts: np.ndarray, far: float, symbols: SymbolLayout, full_range: bool) -> _Coder:
+    """The coder of indices.
+
+    Args:
+      counts: float64[Q + 1] of their magnitudes.
+      far: how many of the largest are of weights far beyond, whose rows will be shifted: no
+        frequencies are kept for these.
+      symbols: the layout.
+      full_range: whether the largest index must be that of the layout.
+    """
+    near = counts.copy()
+    if far < _FEW_FAR * counts.sum():
+        near[-1] -= far
+    largest = max(1, int(np.max(np.flatnonzero(near), initial=0)))
+    largest = symbols.largest if full_range else largest
     # An index that does not occur may in rows that are shifted.
-    occurring = signed_counts(np.maximum(counts[: largest + 1], 0.5), symbols)
+    occurring = signed_counts(np.maximum(near[: largest + 1], 0.5), symbols)
     frequencies = rans_coder.frequencies(occurring, symbols.bits)
     lengths = symbols.bits - np.log2(np.maximum(frequencies, 1))
-    bits = float(occurring @ lengths)
+    bits = float(occurring @ lengths) * float(counts.sum() / max(near.sum(), 1))
     if symbols is FINE:
         bits += 3 * float(counts.sum())
     return _Coder(frequencies, largest, bits)
@@ -224,11 +303,14 @@ def _planned(histogram: Histogram, layout: Layout, target: Target, symbols: Symb
     # The first rounds choose tables that are worth their bits at the step of the round before, and
     # each knows of the one before what the coder adds to an ideal one's bits.
     for number in range(_PLANS):
-        sums = _Sums(np.add.reduceat(histogram.counts, first, axis=0))
+        sums = _Sums(np.add.reduceat(histogram.counts, first, axis=0), histogram.row_length)
         fixed_bits = layout.fixed_bits + (own + len(first)) * table_bits
         step = _step_for(target, histogram, sums, most, layout, fixed_bits + beyond_ideal)
         found = _quantised(sums, step, most)
-        coders = [_coder(counts, symbols) for counts in found.counts]
+        coders = [
+            _coder(counts, far, symbols, histogram.is_shifted)
+            for counts, far in zip(found.counts, found.far, strict=True)
+        ]
         beyond_ideal = sum(each.coded_bits for each in coders) - found.bits
         beyond_ideal -= _BITS_IN_STATE * layout.lanes
         if number < _PLANS - 2:
@@ -257,12 +339,25 @@ def make_plan(histogram: Histogram, layout: Layout, target: Target) -> Plan:
       layout: of what is stored of them.
       target: what to meet. Where it cannot be met the plan is as near as can be.
     """
-    pairs, single, fine = (
-        _planned(histogram, layout, target, symbols) for symbols in (PAIR, SINGLE, FINE)
-    )
+    # Beyond these rates the others are better, whatever the weights.
+    layouts = [
+        symbols
+        for symbols, low, high in ((PAIR, 0, 4), (SINGLE, 0, np.inf), (FINE, 5, np.inf))
+        if target.mse > 0 or low <= target.bits_per_weight <= high
+    ]
+    plans = [_planned(histogram, layout, target, symbols) for symbols in layouts]
+    met = [plan for plan in plans if _meets(plan, target)]
+    if not met:
+        return min(plans, key=lambda plan: plan.expected_bits)
+    best = min(met, key=_cost)
+    most = _cost(best) + _MORE_BITS * best.expected_bits
     # The fewer steps a decoder has, the better.
-    best = fine if _cost(fine) < _cost(single) - _MORE_BITS * fine.expected_bits else single
-    return pairs if _cost(pairs) <= _cost(best) + _MORE_BITS * best.expected_bits else best
+    return next(plan for plan in met if _cost(plan) <= most)
+
+
+def _meets(plan: Plan, target: Target) -> bool:
+    """Whether a plan's rate does not exceed the target, or there is no target rate."""
+    return target.mse > 0 or plan.expected_bits <= _EXCESS * target.bits_per_weight
 
 
 def _cost(plan: Plan) -> float:

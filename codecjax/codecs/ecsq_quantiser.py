@@ -13,8 +13,6 @@ which is what makes the zone of 0 wider than the others. Its value is q * s, rou
 IEEE Trans. Information Theory 42(5), 1996, shows that it is optimal for such sources.)
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,14 +33,14 @@ def dead_zones(bits: np.ndarray) -> np.ndarray:
     return np.clip(zones, 0, 1)
 
 
-@functools.partial(jax.jit, static_argnames=("largest",))
-def _errors(w: jax.Array, step: jax.Array, largest: int) -> jax.Array:
+@jax.jit
+def _errors(w: jax.Array, step: jax.Array, largest: jax.Array) -> jax.Array:
     """float32[SHIFTS, OUT]: about the mean squared error of each row, in squares of `step`."""
     magnitude = jnp.abs(w).astype(jnp.float32) / step
 
     def with_shift(shift: jax.Array) -> jax.Array:
         scale = row_scale(jnp.float32(1), shift)
-        beyond = jnp.maximum(magnitude - (largest + 0.5) * scale, 0)
+        beyond = jnp.maximum(magnitude - (largest[:, None] + 0.5) * scale, 0)
         saturated = jnp.where(beyond > 0, jnp.square(beyond + scale / 2), 0)
         # Below half a step the error of a weight is the weight.
         rounded = jnp.minimum(jnp.square(magnitude), jnp.square(scale) / 12)
@@ -51,7 +49,7 @@ def _errors(w: jax.Array, step: jax.Array, largest: int) -> jax.Array:
     return jax.lax.map(with_shift, jnp.arange(SHIFTS, dtype=jnp.uint32))
 
 
-def row_shifts(w: jax.Array, step: float, largest: int) -> np.ndarray:
+def row_shifts(w: jax.Array, step: float, largest: np.ndarray) -> np.ndarray:
     """int[OUT]: by how many quarters of an octave the step of each row is coarser than `step`.
 
     For most rows by none. One with weights beyond `largest` steps may let these saturate or be
@@ -60,7 +58,7 @@ def row_shifts(w: jax.Array, step: float, largest: int) -> np.ndarray:
     Args:
       w: bf16[OUT, K].
       step: of rows that are not shifted.
-      largest: largest index.
+      largest: int[OUT], largest index of each row.
     """
     shifts = np.zeros(w.shape[0], int)
     top = np.asarray(jnp.max(jnp.abs(w), axis=1)).astype(np.float64)
@@ -68,7 +66,7 @@ def row_shifts(w: jax.Array, step: float, largest: int) -> np.ndarray:
     if beyond.size:
         # As many as a power of two, some repeated, so that few different programs are compiled.
         rows = np.resize(beyond, 1 << int(beyond.size - 1).bit_length())
-        errors = _errors(w[rows], jnp.float32(step), largest)
+        errors = _errors(w[rows], jnp.float32(step), jnp.asarray(largest[rows]))
         shifts[beyond] = np.asarray(jnp.argmin(errors, axis=0))[: beyond.size]
     return shifts
 

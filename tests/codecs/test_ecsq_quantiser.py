@@ -44,7 +44,7 @@ def test_indices_minimise_error_and_rate_together(ratio: float) -> None:
 def test_rows_that_would_saturate_are_as_coarse_as_makes_their_error_least() -> None:
     w = gaussian_weight(64, 128, 1).at[3, 5].set(30.0).at[9, 0].set(0.2)
     step, largest = 0.001, 127
-    shifts = row_shifts(w, step, largest)
+    shifts = row_shifts(w, step, np.full(64, largest))
     table = jnp.zeros(64, jnp.int32)
     zones = jnp.zeros((1, largest + 1), jnp.float32)
 
