@@ -10,6 +10,7 @@ from ml_collections.config_dict import ConfigDict
 
 import kernels_pallas
 from codecjax.cache import CacheObject
+from codecjax.codecs import is_lossy
 from codecjax.models.model import Model, cache_objects
 from codecjax.tiles import page_bytes
 from experiments import environment, figures
@@ -192,6 +193,7 @@ def _summary(
             "options": model.options,
             "tile": model.tile,
             "bits_per_weight": model.bits_per_weight,
+            "lossy": is_lossy(model.codec),
             "compressed_matrices": len(occupied),
         },
         "cache": {

@@ -55,7 +55,8 @@ GLOSSARY = (
     ),
     (
         "codec, window",
-        "How weights are compressed. window is lossless: decoding gives back every bit.",
+        "How weights are compressed. window and rans are lossless: decoding gives back every bit. "
+        "ecsq and int8_rans are lossy: decoding gives weights near those of bf16.",
     ),
     ("bits/weight", "Bits of device memory per weight of the matrices, side lists included."),
     (

@@ -23,6 +23,7 @@ from codecjax.errors import UserError
 from experiments import cli, prediction_ablation
 from experiments.configuration import Point, load_module, resolve_points
 from experiments.environment import command_line
+from experiments.exactness import is_inexact
 from experiments.page import write_report
 from experiments.point import PointRunner
 from experiments.progress import RunProgress, make_console
@@ -93,8 +94,7 @@ def _status(records: Sequence[PointRecords], console: Console) -> int:
     wrong = [
         each.summary["name"]
         for each in records
-        if each.finished
-        and (each.summary["exact"]["bit_equal"] is False or not each.summary["tiles"]["as_planned"])
+        if each.finished and (is_inexact(each.summary) or not each.summary["tiles"]["as_planned"])
     ]
     for names, what in (
         (failed, "failed; the report shows why"),

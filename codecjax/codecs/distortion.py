@@ -13,7 +13,7 @@ one variance the Gaussian has the largest bound, so that others may come below.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -78,25 +78,26 @@ def gaussian_bound(variances: np.ndarray, weights: np.ndarray, mse: float) -> fl
     return float((share[drowned:] * np.log2(ascending[drowned:] / water)).sum() / 2)
 
 
-def measure(pairs: Sequence[tuple[jax.Array, TiledMatrix]]) -> Distortion:
+def measure(pairs: Iterable[tuple[jax.Array, TiledMatrix]]) -> Distortion:
     """Decodes matrices and compares them with what was encoded.
 
     Args:
-      pairs: bf16[OUT, K] weights, and what they are stored as.
+      pairs: bf16[OUT, K] weights, and what they are stored as, taken one after another.
     """
-    squares, errors, counts = [], [], []
+    squares, errors, counts, nbytes = [], [], [], 0
     for w, t in pairs:
         square, error = _row_sums(w, decode(t))
         squares.append(np.asarray(square, np.float64))
         errors.append(np.asarray(error, np.float64))
         counts.append(np.full(t.shape[0], t.shape[1]))
+        nbytes += t.nbytes
     variances, of_row = np.concatenate(squares), np.concatenate(counts)
     total = int(of_row.sum())
     mse = float(np.concatenate(errors) @ of_row) / total
     mean_square = float(variances @ of_row) / total
     return Distortion(
         weights=total,
-        bits_per_weight=8 * sum(t.nbytes for _, t in pairs) / total,
+        bits_per_weight=8 * nbytes / total,
         mse=mse,
         signal_to_noise_db=10 * math.log10(mean_square / mse) if mse else None,
         gaussian_bound_bits=gaussian_bound(variances, of_row, mse) if mse else None,
