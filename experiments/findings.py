@@ -67,7 +67,11 @@ def _of_lossy(summary: Mapping[str, Any]) -> str:
         return f"{said}."
     same = "the same" if exact["tokens_equal"] else "other"
     difference = formats.number(exact["max_abs_difference"])
-    return f"{said}. Its logits differ by up to {difference}, and it chooses {same} tokens."
+    divergence = formats.number(exact["divergence"])
+    return (
+        f"{said}. Its logits differ by up to {difference}, its predictions diverge from those of "
+        f"bf16 by {divergence} nats a token, and it chooses {same} tokens."
+    )
 
 
 def _speeds(cached: Sequence[PointRecords], finished: Sequence[PointRecords]) -> list[str]:

@@ -175,6 +175,7 @@ _NOT_CHECKED: dict[str, Any] = {
     "bit_equal": None,
     "max_abs_difference": None,
     "tokens_equal": None,
+    "divergence": None,
     "logits": 0,
 }
 

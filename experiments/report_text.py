@@ -127,6 +127,12 @@ GLOSSARY = (
         "generating step, which read the cache.",
     ),
     (
+        "divergence",
+        "How far the predictions of a lossily stored model are from those of the same model in "
+        "bf16: the Kullback-Leibler divergence from bf16's, in nats, the mean over the prompt and "
+        "all generated tokens. 0 where both predict the same.",
+    ),
+    (
         "against bf16, against fastest bf16",
         "Tokens per second as a multiple of those of the bf16 point: of the one under the same "
         "implementation, and of the fastest one whatever computed it.",

@@ -1,9 +1,9 @@
 """Rows of weights as int8 values and a scale: the quantiser of `int8_rans`.
 
 A row's scale is its largest magnitude / 127, rounded to bf16 or kept in float32, and its values
-are weight / scale, rounded half to even, -127..127: where scales are bf16, the same on every device.
-Their weights are value * scale in float32, rounded to bf16 once. Two kinds of rows have other
-scales:
+are weight / scale, rounded half to even, -127..127. Where scales are bf16 both are the same on
+every device. Their weights are value * scale in float32, rounded to bf16 once. Two kinds of rows
+have other scales:
 
     below the smallest normal float32    0, and so are the row's values
     bf16, above 2**121                   2**121, beyond which 127 of them might exceed bf16
