@@ -48,4 +48,4 @@ def test_no_finite_row_becomes_infinite_or_nan(bits: int) -> None:
     chex.assert_trees_all_equal(wide > 0, kept)
     assert not np.asarray(values)[~kept].any()
     error = np.abs(decoded.astype(np.float64) - np.asarray(w, np.float64))[kept]
-    assert (error <= tops[kept, None] * 1.01 / 127).all()
+    assert (error <= tops[kept, None].astype(np.float64) * 1.01 / 127).all()

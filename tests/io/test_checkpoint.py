@@ -49,6 +49,8 @@ def make_model(kind):
         # Every bit pattern is equally likely: no tile is worth compressing.
         return encode_weights(CONFIG, random_weights(CONFIG), "window", TILE, {}, byte_tokenizer())
     codec, options = ("window", {"width": 8})
+    if kind == "int8_rans":
+        return random_model(WIDE, 0, kind, TILE, {"prediction": "best", "probability_bits": 10})
     if "rans" in kind:
         codec, options = "rans", {"probability_bits": 10}
     if kind == "ecsq":
@@ -117,7 +119,8 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize(
-    "kind", ["bf16", "window", "dense window", "verbatim", "rans", "verbatim rans", "ecsq"]
+    "kind",
+    ["bf16", "window", "dense window", "verbatim", "rans", "verbatim rans", "int8_rans", "ecsq"],
 )
 def test_a_model_survives_saving_and_reading(kind, tmp_path):
     model = make_model(kind)
