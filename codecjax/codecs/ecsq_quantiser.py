@@ -85,7 +85,7 @@ def quantise(
       table: int32[OUT], each row's table.
 
     Returns:
-      int32[OUT, K], -Q..Q.
+      int16[OUT, K], -Q..Q.
     """
     magnitude = jnp.abs(w).astype(jnp.float32) / scale[:, None]
     # Nor may a value be too large for bf16.
@@ -95,7 +95,7 @@ def quantise(
     zone = zones[table[:, None], index]
     lower = magnitude < index.astype(jnp.float32) - 0.5 + zone
     index = jnp.maximum(index - lower.astype(jnp.int32), 0)
-    return jnp.where(w < 0, -index, index)
+    return jnp.where(w < 0, -index, index).astype(jnp.int16)
 
 
 def row_scale(step: jax.Array, shift: jax.Array) -> jax.Array:
@@ -111,5 +111,5 @@ def row_scale(step: jax.Array, shift: jax.Array) -> jax.Array:
 
 @jax.jit
 def dequantise(index: jax.Array, scale: jax.Array) -> jax.Array:
-    """bf16[OUT, K]: the values of indices int32[OUT, K] in rows of steps float32[OUT]."""
+    """bf16[OUT, K]: the values of indices int[OUT, K] in rows of steps float32[OUT]."""
     return (index.astype(jnp.float32) * scale[:, None]).astype(jnp.bfloat16)

@@ -54,7 +54,7 @@ def layout_of(table: jax.Array) -> SymbolLayout:
 
 
 def to_symbols(index: jax.Array, tile: tuple[int, int], layout: SymbolLayout) -> jax.Array:
-    """uint8[tile rows, tiles across, R, Q, 32 * steps, 128] of indices int32[rows, K].
+    """uint8[tile rows, tiles across, R, Q, 32 * steps, 128] of indices int16[rows, K].
 
     Args:
       index: of whole tiles.
