@@ -1,4 +1,9 @@
-"""Which prediction the tiles of an `int8_rans` matrix should have: counts, and costs."""
+"""Which prediction the tiles of an `int8_rans` matrix should have: counts, and costs.
+
+One table codes all residuals of a matrix. A table for each prediction in use would be smaller
+only in large matrices of which many tiles are predicted: the embedded model's head, the one of its
+matrices that has two predictions, would save 0.089 bits a weight and pay 0.125 for the table.
+"""
 
 import functools
 

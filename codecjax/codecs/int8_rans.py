@@ -39,6 +39,7 @@ from codecjax.tiles import TiledMatrix
 
 VERSION = 1
 BEST = "best"
+# No prediction pays on trained weights, nor on random ones: see configs/prediction_ablation.py.
 OPTIONS = {"prediction": "none", "probability_bits": 12, "scale_bits": 16}
 CHOICES = {
     "prediction": (*PREDICTIONS, BEST),
