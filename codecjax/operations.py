@@ -9,7 +9,7 @@ from codecjax.tiles import Residency, TiledMatrix, units_per_tile
 
 
 def decode(t: TiledMatrix, *, implementation: str | None = None) -> jax.Array:
-    """Decodes a matrix to bf16[OUT, K], bit for bit what was encoded.
+    """Decodes a matrix to bf16[OUT, K]: bit for bit what was encoded, unless its codec is lossy.
 
     Args:
       t: the matrix.

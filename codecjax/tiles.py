@@ -15,6 +15,7 @@ Dimension names, used in every docstring:
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 
@@ -61,7 +62,7 @@ class Place:
       first_slot, first_verbatim: compressed and verbatim tiles of the matrices before it.
       slots: C, its own compressed tiles.
       nbytes: bytes of its own part of the arrays.
-      first_table: tables of the matrices before it, where the codec has tables.
+      first_table, end_table: where its tables begin and end, where the codec has tables.
       first_word, end_word: where its part of `stream` begins and ends, where the codec has one.
     """
 
@@ -74,6 +75,7 @@ class Place:
     first_table: int = 0
     first_word: int = 0
     end_word: int = 0
+    end_table: int = 0
 
 
 @jax.tree_util.register_dataclass
@@ -96,7 +98,7 @@ class TiledMatrix:
     version: int = dataclasses.field(metadata={"static": True})
     shape: tuple[int, int] = dataclasses.field(metadata={"static": True})
     tile: tuple[int, int] = dataclasses.field(metadata={"static": True})
-    options: tuple[tuple[str, int], ...] = dataclasses.field(metadata={"static": True})
+    options: tuple[tuple[str, Any], ...] = dataclasses.field(metadata={"static": True})
     place: Place | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
@@ -133,7 +135,7 @@ class TiledMatrix:
         return "dense" in self.arrays
 
     @property
-    def options_dict(self) -> dict[str, int]:
+    def options_dict(self) -> dict[str, Any]:
         return dict(self.options)
 
 

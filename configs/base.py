@@ -24,8 +24,17 @@ def get_config() -> ConfigDict:
     config.codec.name = "window"
     # Only for codec "window": 8, 11 or 16 exponents a window.
     config.codec.width = 11
-    # Only for codec "rans": 10, 11 or 12 bits of a probability.
+    # Only for codecs "rans" and "int8_rans": 10, 11 or 12 bits of a probability.
     config.codec.probability_bits = 12
+    # Only for codec "ecsq", which is lossy: 2 to 8 bits a weight, everything included, or, where
+    # it is above 0, the mean squared error of a weight.
+    config.codec.bits_per_weight = 4.0
+    config.codec.mse = 0.0
+    # Only for codec "int8_rans", which is lossy: how values are predicted from their neighbours,
+    # "none", "left", "top", "avg" or "planar", or "best" where each tile has a choice; and 16 or
+    # 32 bits of a row's scale.
+    config.codec.prediction = "none"
+    config.codec.scale_bits = 16
     config.codec.tile_rows = 256
     config.codec.tile_columns = 256
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from codecjax.codecs import CODECS
+from codecjax.codecs import CODECS, described
 from codecjax.errors import UserError
 
 EXIT_FAILED = 1
@@ -23,6 +23,12 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 Main = Callable[[list[str]], int | None]
+
+_DEFINE = {
+    float: flags.DEFINE_float,
+    int: flags.DEFINE_integer,
+    str: flags.DEFINE_string,
+}
 
 VERBOSE = flags.DEFINE_bool("verbose", False, "Show tracebacks and details.")
 
@@ -77,12 +83,10 @@ def define_codec_options() -> None:
         for name in module.OPTIONS:
             owners.setdefault(name, []).append(codec)
     for name, codecs in owners.items():
-        module = CODECS[codecs[0]]
-        choices = ", ".join(
-            f"{choice} (default)" if choice == module.OPTIONS[name] else str(choice)
-            for choice in module.CHOICES[name]
-        )
-        flags.DEFINE_integer(name, None, f"Of codec {' and '.join(codecs)}: {choices}.")
+        choices, default = CODECS[codecs[0]].CHOICES[name], CODECS[codecs[0]].OPTIONS[name]
+        define = _DEFINE[type(default)]
+        about = f"Of codec {' and '.join(codecs)}: {described(choices)}, by default {default}."
+        define(name, None, about)
 
 
 def codec_options() -> dict[str, Any]:

@@ -8,18 +8,20 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from absl import flags
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 import codecjax
-from codecjax.codecs import CODECS, check_options
-from codecjax.codecs.cast import warn_of_cast
+from codecjax.codecs import CODECS, check_options, distortion, is_lossy, plans
+from codecjax.codecs.cast import to_bf16, warn_of_cast
 from codecjax.errors import UserError
 from codecjax.io.huggingface import read_folder
+from codecjax.models.config import LlamaConfig
 from codecjax.models.model import Model, encode_weights
-from codecjax.models.parameters import walk
+from codecjax.models.parameters import parameters, walk
 from codecjax.tiles import DEFAULT_TILE, TiledMatrix, check_tile
 from experiments import cli, formats
 from experiments.progress import make_console
@@ -28,10 +30,10 @@ from experiments.progress import make_console
 class _Watched(Mapping[str, Any]):
     """A mapping of weights that shows on the console how many of them were taken."""
 
-    def __init__(self, weights: Mapping[str, Any], console: Console) -> None:
+    def __init__(self, weights: Mapping[str, Any], takes: int, console: Console) -> None:
         self._weights = weights
         self._progress = iter(
-            track(range(len(weights)), "encodes tensors", console=console, transient=False)
+            track(range(takes), "encodes tensors", console=console, transient=False)
         )
 
     def __getitem__(self, name: str) -> Any:
@@ -53,6 +55,30 @@ def define_flags() -> None:
     cli.define_codec_options()
     flags.DEFINE_integer("tile_rows", rows, "Rows of a tile, a multiple of 64.")
     flags.DEFINE_integer("tile_columns", columns, "Columns of a tile, a multiple of 128.")
+
+
+def _takes(config: LlamaConfig, codec: str) -> int:
+    """How often weights are asked for while a model is encoded, at least."""
+    every = parameters(config)
+    return len(every) + (sum(each.projection for each in every) if plans(codec) else 0)
+
+
+def distortion_line(model: Model, weights: Mapping[str, Any]) -> str:
+    """What a lossy codec made of the weights, in words."""
+    pairs = (
+        (to_bf16(jnp.asarray(weights[each.huggingface]))[0], model.matrices[each.name])
+        for each in parameters(model.config)
+        if each.projection
+    )
+    found = distortion.measure(pairs)
+    line = f"lossy: mean squared error {formats.number(found.mse)} a weight"
+    if found.gap_bits is None or found.signal_to_noise_db is None:
+        return line
+    return (
+        f"{line}, signal to noise {found.signal_to_noise_db:.2f} dB, in "
+        f"{found.bits_per_weight:.3f} bits a weight; Gaussian rows need at least "
+        f"{found.gaussian_bound_bits:.3f}, so the gap is {found.gap_bits:.3f}"
+    )
 
 
 def size_table(model: Model) -> Table:
@@ -100,7 +126,7 @@ def main(argv: list[str]) -> int:
     folder = read_folder(values.model)
     model = encode_weights(
         folder.config,
-        _Watched(folder.weights, console),
+        _Watched(folder.weights, _takes(folder.config, values.codec), console),
         values.codec,
         tile,
         options,
@@ -111,6 +137,9 @@ def main(argv: list[str]) -> int:
     console.print(f"writes {values.output}", highlight=False, markup=False, soft_wrap=True)
     codecjax.save(model, values.output)
     console.print(size_table(model))
+    if is_lossy(values.codec):
+        said = distortion_line(model, folder.weights)
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
     console.print(f"done in {formats.seconds(time.perf_counter() - start)}", highlight=False)
     return 0
 

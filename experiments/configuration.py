@@ -13,6 +13,7 @@ from ml_collections.config_dict import ConfigDict
 import kernels_pallas
 from codecjax.cache import POLICIES, pool_pages
 from codecjax.codecs import check_options, codec_module
+from codecjax.codecs.intervals import Option
 from codecjax.errors import UserError
 from codecjax.tiles import check_tile, page_bytes
 from experiments.records import same_config
@@ -144,7 +145,13 @@ def derived_name(config: ConfigDict) -> str:
     else:
         budget = config.cache.budget_bytes
         size = f"{config.cache.budget_fraction:.1%}" if budget is None else f"{budget} bytes"
-        codec = [config.codec.name, *(str(value) for value in codec_options(config).values())]
+        # A target that is 0 is none.
+        options = [
+            value if isinstance(value, str) else f"{value:g}"
+            for value in codec_options(config).values()
+            if value
+        ]
+        codec = [config.codec.name, *options]
         parts = [" ".join(codec), config.cache.policy, f"{size} kept"]
     if config.run.implementation:
         parts.append(config.run.implementation)
@@ -157,7 +164,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", words).strip("-.") or "point"
 
 
-def codec_options(config: ConfigDict) -> dict[str, int]:
+def codec_options(config: ConfigDict) -> dict[str, Option]:
     """The options that the config's codec takes."""
     return {name: config.codec[name] for name in codec_module(config.codec.name).OPTIONS}
 

@@ -1,6 +1,6 @@
 """What the figures of a sweep say in words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import formats
@@ -11,13 +11,17 @@ from experiments.tables import fastest_ratio, has_rivals
 def findings(finished: Sequence[PointRecords], failed: Sequence[PointRecords]) -> list[str]:
     """Sentences about the points of a sweep, every one of them computed."""
     items = []
-    checked = [p for p in finished if p.summary["exact"]["bit_equal"] is not None]
+    lossy = [p for p in finished if p.summary["codec"].get("lossy", False)]
+    checked = [
+        p for p in finished if p.summary["exact"]["bit_equal"] is not None and p not in lossy
+    ]
     if checked:
         equal = sum(1 for p in checked if p.summary["exact"]["bit_equal"])
         items.append(
             f"{equal} of {len(checked)} checked points compute logits bit-equal to plain bf16"
             + (" and choose the same tokens." if equal == len(checked) else ".")
         )
+    items += [_of_lossy(p.summary) for p in lossy]
     unplanned = [p.summary["name"] for p in finished if not p.summary["tiles"]["as_planned"]]
     if finished:
         items.append(
@@ -44,12 +48,30 @@ def findings(finished: Sequence[PointRecords], failed: Sequence[PointRecords]) -
         )
     if cached and all(set(p.summary["implementations"].values()) == {"xla"} for p in cached):
         items.append(
-            "The XLA reference ran, which shows what a cache saves and that the answers are "
-            "exact. It decodes slowly: how fast the kernels are is measured on a GPU."
+            "The XLA reference ran, which shows what a cache saves and what the answers are. "
+            "It decodes slowly: how fast the kernels are is measured on a GPU."
         )
     if failed:
         items.append(f"{len(failed)} of {len(finished) + len(failed)} points failed, see below.")
     return items
+
+
+def _of_lossy(summary: Mapping[str, Any]) -> str:
+    """What is said of a point whose codec changes the weights."""
+    exact, codec = summary["exact"], summary["codec"]
+    said = (
+        f"{summary['name']} is lossy: codec {codec['name']} stores other weights, near those of "
+        f"bf16, in {codec['bits_per_weight']:.2f} bits each"
+    )
+    if exact["bit_equal"] is None:
+        return f"{said}."
+    same = "the same" if exact["tokens_equal"] else "other"
+    difference = formats.number(exact["max_abs_difference"])
+    divergence = formats.number(exact["divergence"])
+    return (
+        f"{said}. Its logits differ by up to {difference}, its predictions diverge from those of "
+        f"bf16 by {divergence} nats a token, and it chooses {same} tokens."
+    )
 
 
 def _speeds(cached: Sequence[PointRecords], finished: Sequence[PointRecords]) -> list[str]:

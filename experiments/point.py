@@ -10,6 +10,7 @@ from ml_collections.config_dict import ConfigDict
 
 import kernels_pallas
 from codecjax.cache import CacheObject
+from codecjax.codecs import is_lossy
 from codecjax.models.model import Model, cache_objects
 from codecjax.tiles import page_bytes
 from experiments import environment, figures
@@ -174,6 +175,7 @@ _NOT_CHECKED: dict[str, Any] = {
     "bit_equal": None,
     "max_abs_difference": None,
     "tokens_equal": None,
+    "divergence": None,
     "logits": 0,
 }
 
@@ -192,6 +194,7 @@ def _summary(
             "options": model.options,
             "tile": model.tile,
             "bits_per_weight": model.bits_per_weight,
+            "lossy": is_lossy(model.codec),
             "compressed_matrices": len(occupied),
         },
         "cache": {

@@ -55,7 +55,8 @@ GLOSSARY = (
     ),
     (
         "codec, window",
-        "How weights are compressed. window is lossless: decoding gives back every bit.",
+        "How weights are compressed. window and rans are lossless: decoding gives back every bit. "
+        "ecsq and int8_rans are lossy: decoding gives weights near those of bf16.",
     ),
     ("bits/weight", "Bits of device memory per weight of the matrices, side lists included."),
     (
@@ -124,6 +125,12 @@ GLOSSARY = (
         "are compared bit by bit with those of the same model in bf16, under the same "
         "implementation, over the prompt and all generated tokens; and so are those of every "
         "generating step, which read the cache.",
+    ),
+    (
+        "divergence",
+        "How far the predictions of a lossily stored model are from those of the same model in "
+        "bf16: the Kullback-Leibler divergence from bf16's, in nats, the mean over the prompt and "
+        "all generated tokens. 0 where both predict the same.",
     ),
     (
         "against bf16, against fastest bf16",

@@ -6,7 +6,8 @@ python -m experiments.run --config=configs/base.py --config.cache.budget_fractio
 
 What is recorded stands in `experiments.records`. Points that are done already are skipped, so
 an interrupted run goes on where it stopped; a point that fails is recorded with its error and
-the others still run (exit status 1).
+the others still run (exit status 1). A config whose field `kind` is "prediction_ablation" has no
+points: `experiments.prediction_ablation` runs it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,10 @@ from ml_collections.config_dict import ConfigDict
 from rich.console import Console
 
 from codecjax.errors import UserError
-from experiments import cli
+from experiments import cli, prediction_ablation
 from experiments.configuration import Point, load_module, resolve_points
 from experiments.environment import command_line
+from experiments.exactness import is_inexact
 from experiments.page import write_report
 from experiments.point import PointRunner
 from experiments.progress import RunProgress, make_console
@@ -52,6 +54,8 @@ def run(
     console = make_console()
     module = load_module(config_file)
     workdir = workdir or Path("runs") / module.name
+    if config.get("kind") == prediction_ablation.KIND:
+        return prediction_ablation.run(config, workdir, console)
     points = resolve_points(config, module.sweep, overrides)
     runner = PointRunner()
     with RunProgress(console) as progress:
@@ -90,8 +94,7 @@ def _status(records: Sequence[PointRecords], console: Console) -> int:
     wrong = [
         each.summary["name"]
         for each in records
-        if each.finished
-        and (each.summary["exact"]["bit_equal"] is False or not each.summary["tiles"]["as_planned"])
+        if each.finished and (is_inexact(each.summary) or not each.summary["tiles"]["as_planned"])
     ]
     for names, what in (
         (failed, "failed; the report shows why"),

@@ -12,6 +12,7 @@ from codecjax.errors import UserError
 from experiments import environment
 from experiments.cli import one_sentence
 from experiments.configuration import Point
+from experiments.exactness import is_inexact
 from experiments.progress import RunProgress
 from experiments.records import (
     FAILED,
@@ -139,7 +140,8 @@ def _check_device(workdir: Path, earlier: Sequence[PointRecords]) -> None:
 def one_line(summary: Mapping[str, Any]) -> str:
     """A finished point in one line."""
     time, exact = summary["time"], summary["exact"]
-    checked = {True: "bit-equal to bf16", False: "NOT EXACT", None: "exactness not checked"}
+    inexact = "NOT EXACT" if is_inexact(summary) else "logits differ, as the codec is lossy"
+    checked = {True: "bit-equal to bf16", False: inexact, None: "exactness not checked"}
     speed = time["tokens_per_second"]
     return ", ".join(
         [

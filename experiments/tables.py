@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from experiments import formats
+from experiments.exactness import is_inexact
 from experiments.records import PointRecords
 
 Summary = dict[str, Any]
@@ -94,6 +95,16 @@ def _optimum(rate: str) -> Callable[[Summary], str]:
     return lambda summary: formats.percent(summary["bound"][rate])
 
 
+def _same(summary: Summary, what: str, lossy: str) -> str:
+    """A comparison with bf16; `lossy` where it fails because of a lossy codec: no mistake."""
+    same = summary["exact"][what]
+    return lossy if same is False and not is_inexact(summary) else formats.yes_no(same)
+
+
+def _bit_equal(summary: Summary) -> str:
+    return _same(summary, "bit_equal", "lossy")
+
+
 def _implementations(summary: Summary) -> str:
     ran = summary["implementations"]
     if len(set(ran.values())) == 1:
@@ -177,15 +188,21 @@ def report_tables(points: Sequence[PointRecords]) -> list[ReportTable]:
         ),
         ReportTable(
             "Exactness and provenance",
-            "Whether the answers are those of plain bf16, to the last bit, and what computed them.",
+            "Whether the answers are those of plain bf16, to the last bit, or how far from it a "
+            "lossy codec takes them, and what computed them.",
             (
                 name,
-                Column("bit-equal logits", lambda s: formats.yes_no(s["exact"]["bit_equal"])),
+                Column("bit-equal logits", _bit_equal),
                 Column(
                     "largest difference",
                     lambda s: formats.number(s["exact"]["max_abs_difference"]),
                 ),
-                Column("same tokens", lambda s: formats.yes_no(s["exact"]["tokens_equal"])),
+                # Records from before there were lossy codecs have none.
+                Column(
+                    "divergence, nats/token",
+                    lambda s: formats.number(s["exact"].get("divergence")),
+                ),
+                Column("same tokens", lambda s: _same(s, "tokens_equal", "no")),
                 Column("logits compared", lambda s: f"{s['exact']['logits']:,}"),
                 Column("implementation", _implementations, text=True),
                 Column("device", lambda s: s["device"], text=True),
@@ -231,6 +248,6 @@ def terminal_table(points: Sequence[PointRecords]) -> Table:
                 f"{formats.percent(hits[rate])}\n({formats.percent(bound[rate])})"
                 for rate in ("object", "byte", "cost")
             ],
-            formats.yes_no(summary["exact"]["bit_equal"]),
+            _bit_equal(summary),
         )
     return table

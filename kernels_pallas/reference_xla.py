@@ -20,7 +20,7 @@ def _untile(blocks: jax.Array, t: TiledMatrix) -> jax.Array:
 # What differs between matrices of one shape in one pool. As data it lets them be compiled once.
 _OFFSETS = ("first_tile", "first_row", "first_slot", "first_verbatim", "first_table")
 # What differs between them too and is of no use here.
-_UNUSED = ("nbytes", "first_word", "end_word")
+_UNUSED = ("nbytes", "first_word", "end_word", "end_table")
 
 
 def decode(

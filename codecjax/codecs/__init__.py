@@ -1,19 +1,27 @@
 """Codecs: how a weight's tiles are stored. `encode` and `decode` are the public way in."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from codecjax.codecs import bf16, rans, window
+from codecjax.codecs import bf16, ecsq, int8_rans, rans, window
 from codecjax.codecs.cast import CastReport, to_bf16, warn_of_cast
+from codecjax.codecs.intervals import Interval, Option
 from codecjax.codecs.window_pool import own_arrays
 from codecjax.errors import UserError
 from codecjax.tiles import DEFAULT_TILE, TiledMatrix, check_tile
 
-CODECS: dict[str, ModuleType] = {"bf16": bf16, "rans": rans, "window": window}
+CODECS: dict[str, ModuleType] = {
+    "bf16": bf16,
+    "ecsq": ecsq,
+    "int8_rans": int8_rans,
+    "rans": rans,
+    "window": window,
+}
 
 
 def codec_module(name: str) -> ModuleType:
@@ -23,7 +31,7 @@ def codec_module(name: str) -> ModuleType:
     return CODECS[name]
 
 
-def check_options(codec: str, options: dict[str, int]) -> dict[str, int]:
+def check_options(codec: str, options: Mapping[str, Option]) -> dict[str, Option]:
     """The codec's options with defaults filled in; UserError for unknown names or values."""
     module = codec_module(codec)
     for name, value in options.items():
@@ -31,18 +39,69 @@ def check_options(codec: str, options: dict[str, int]) -> dict[str, int]:
             known = ", ".join(module.OPTIONS) or "none"
             raise UserError(f"codec {codec!r} has no option {name!r}: its options are {known}")
         if value not in module.CHOICES[name]:
-            choices = ", ".join(str(choice) for choice in module.CHOICES[name])
-            raise UserError(f"codec {codec!r} has no {name} {value!r}: choose one of {choices}")
+            allowed = described(module.CHOICES[name])
+            raise UserError(f"codec {codec!r} has no {name} {value!r}: choose {allowed}")
     return {**module.OPTIONS, **options}
+
+
+def described(choices: Interval | Sequence[Option]) -> str:
+    """What an option may be, in words."""
+    if isinstance(choices, Interval):
+        return f"a number from {choices}"
+    return "one of " + ", ".join(str(choice) for choice in choices)
+
+
+def is_lossy(codec: str) -> bool:
+    """Whether decoding gives other weights than were encoded."""
+    return bool(getattr(codec_module(codec), "LOSSY", False))
+
+
+def plans(codec: str) -> bool:
+    """Whether the codec looks at all matrices of a model before it encodes any."""
+    return hasattr(codec_module(codec), "plan")
+
+
+def plan(
+    codec: str,
+    weights: Callable[[], Iterable[jax.Array | np.ndarray]],
+    tile: tuple[int, int],
+    pools: int,
+    **options: Option,
+) -> Any:
+    """What a codec that plans says of matrices that will be encoded as one model.
+
+    Args:
+      codec: one that plans.
+      weights: gives them, [OUT, K] each, each time it is called.
+      tile: (rows, columns) of a tile.
+      pools: how many pools of arrays they will make.
+      **options: the codec's.
+
+    Raises:
+      UserError: the codec cannot store these weights as the options ask.
+    """
+    filled = check_options(codec, options)
+
+    def cast() -> Iterator[jax.Array]:
+        for w in weights():
+            yield to_bf16(jnp.asarray(w))[0]
+
+    return codec_module(codec).plan(cast, tile, pools, **filled)
 
 
 def encode_with_report(
     w: jax.Array | np.ndarray,
     codec: str = "window",
     tile: tuple[int, int] = DEFAULT_TILE,
-    **options: int,
+    plan: Any = None,
+    **options: Option,
 ) -> tuple[TiledMatrix, CastReport | None]:
-    """`encode` that returns the report of a cast to bf16 instead of warning of it."""
+    """`encode` that returns the report of a cast to bf16 instead of warning of it.
+
+    Args: as of `encode`, and
+      plan: what `plan` said of the weight's model; None where it is alone or the codec plans
+        nothing.
+    """
     module = codec_module(codec)
     options = check_options(codec, options)
     check_tile(tile)
@@ -50,14 +109,15 @@ def encode_with_report(
     if w.ndim != 2 or 0 in w.shape:
         raise UserError(f"a weight of shape {w.shape} cannot be encoded: give it as [OUT, K]")
     w, report = to_bf16(w)
-    return module.encode(w, tile, **options), report
+    planned = {} if plan is None else {"plan": plan}
+    return module.encode(w, tile, **options, **planned), report
 
 
 def encode(
     w: jax.Array | np.ndarray,
     codec: str = "window",
     tile: tuple[int, int] = DEFAULT_TILE,
-    **options: int,
+    **options: Option,
 ) -> TiledMatrix:
     """Encodes a weight as tiles, on the device that holds it.
 
@@ -66,13 +126,16 @@ def encode(
         the cast changed.
       codec: a name in CODECS.
       tile: (rows, columns) of a tile, multiples of 64 and 128.
-      **options: the codec's options, for example `width` (8, 11 or 16) of `window`.
+      **options: the codec's options, for example `width` (8, 11 or 16) of `window`, or
+        `bits_per_weight` (2 to 8) of `ecsq`.
 
     Returns:
-      A TiledMatrix from which `decode` gives back the bf16 weight bit for bit.
+      A TiledMatrix from which `decode` gives back the bf16 weight bit for bit; of `ecsq` and
+      `int8_rans`, which are lossy, a weight near it, and the same one everywhere.
 
     Raises:
-      UserError: unknown codec, option or dtype, or `w` is no matrix.
+      UserError: unknown codec, option or dtype, `w` is no matrix, or the codec cannot store it
+        as the options ask.
     """
     t, report = encode_with_report(w, codec, tile, **options)
     if report is not None:
@@ -100,8 +163,12 @@ __all__ = [
     "cacheable_tiles",
     "check_options",
     "codec_module",
+    "described",
     "encode",
     "encode_with_report",
+    "is_lossy",
     "own_arrays",
+    "plan",
+    "plans",
     "pooled",
 ]

@@ -1,9 +1,9 @@
-"""`window` or `rans` matrices that share arrays: a step has few arrays a layer to hand over.
+"""Matrices that share arrays, of every codec that has any: a step has few a layer to hand over.
 
 A pool's arrays are those of its matrices, one after another; slots count from the pool's
 beginning, and so do the positions in `stream` that `starts` has. The records in `escapes` have
 the length of the longest among them: the others are padded with words 0, which are unused
-entries.
+entries. Tables that several matrices have are in the pool once.
 """
 
 import dataclasses
@@ -11,8 +11,14 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from codecjax.tiles import Place, TiledMatrix
+
+# Arrays whose first axis is the slot, the tile row, and the table.
+BY_SLOT = ("words", "escapes", "states", "starts", "prediction")
+BY_ROW = ("base", "rows", "scale")
+BY_TABLE = ("table", "step")
 
 
 def place_of(t: TiledMatrix) -> Place:
@@ -24,8 +30,9 @@ def place_of(t: TiledMatrix) -> Place:
         first_row=0,
         first_slot=0,
         first_verbatim=0,
-        slots=t.arrays["words"].shape[0],
+        slots=next(t.arrays[name].shape[0] for name in BY_SLOT if name in t.arrays),
         nbytes=t.nbytes,
+        end_table=_length(t, "table"),
         end_word=_length(t, "stream"),
     )
 
@@ -49,18 +56,30 @@ def pooled(matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:
     sharing = [t for t in matrices if not t.is_dense]
     if len(sharing) < 2:
         return tuple(matrices)
-    record = max(t.arrays["escapes"].shape[-1] for t in sharing)
+    record = max(
+        (t.arrays["escapes"].shape[-1] for t in sharing if "escapes" in t.arrays), default=0
+    )
     slotted = any(verbatim_tiles(t) for t in sharing)
     places: list[Place] = []
     own: list[dict[str, jax.Array]] = []
+    tables_before = 0
+    places_of_tables: dict[bytes, Place] = {}
     end = Place(0, 0, 0, 0, 0, 0)
     for t in sharing:
-        arrays = {**t.arrays, "escapes": _padded(t.arrays["escapes"], record)}
+        arrays = dict(t.arrays)
+        if record:
+            arrays["escapes"] = _padded(t.arrays["escapes"], record)
         if slotted:
             mine = t.arrays.get("slot", jnp.arange(t.tiles, dtype=jnp.int32))
             arrays["slot"] = jnp.where(mine >= 0, mine + end.first_slot, mine - end.first_verbatim)
         if "starts" in arrays:
             arrays["starts"] += jnp.uint32(end.end_word)
+        tables = {name: arrays[name] for name in BY_TABLE if name in arrays}
+        key = b"".join(np.asarray(array).tobytes() for array in tables.values())
+        known = places_of_tables.get(key)
+        if known is not None:
+            for name in tables:
+                del arrays[name]
         own.append(arrays)
         place = dataclasses.replace(
             end,
@@ -68,7 +87,11 @@ def pooled(matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:
             nbytes=sum(array.nbytes for array in arrays.values()),
             first_word=end.end_word,
             end_word=end.end_word + _length(t, "stream"),
+            first_table=known.first_table if known else tables_before,
+            end_table=known.end_table if known else tables_before + _length(t, "table"),
         )
+        places_of_tables.setdefault(key, place)
+        tables_before = max(tables_before, place.end_table)
         places.append(place)
         end = dataclasses.replace(
             place,
@@ -76,9 +99,8 @@ def pooled(matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:
             first_row=place.first_row + t.grid[0],
             first_slot=place.first_slot + place.slots,
             first_verbatim=place.first_verbatim + verbatim_tiles(t),
-            first_table=place.first_table + _length(t, "table"),
         )
-    # Not every one of them has verbatim tiles.
+    # Not every one of them has verbatim tiles, or tables of its own.
     names = dict.fromkeys(name for arrays in own for name in arrays)
     shared = {
         name: jnp.concatenate([arrays[name] for arrays in own if name in arrays]) for name in names
@@ -100,16 +122,13 @@ def own_arrays(t: TiledMatrix) -> dict[str, jax.Array]:
     if t.place is None:
         return t.arrays
     place = t.place
-    slots = slice(place.first_slot, place.first_slot + place.slots)
-    where = {
-        "words": slots,
-        "escapes": slots,
-        "base": slice(place.first_row, place.first_row + t.grid[0]),
-        "states": slots,
-        "starts": slots,
-        "stream": slice(place.first_word, place.end_word),
-        "table": slice(place.first_table, place.first_table + 1),
-    }
+    parts = (
+        (BY_SLOT, slice(place.first_slot, place.first_slot + place.slots)),
+        (BY_ROW, slice(place.first_row, place.first_row + t.grid[0])),
+        (BY_TABLE, slice(place.first_table, place.end_table)),
+        (("stream",), slice(place.first_word, place.end_word)),
+    )
+    where = {name: part for names, part in parts for name in names}
     own = {name: t.arrays[name][part] for name, part in where.items() if name in t.arrays}
     if "starts" in own:
         own["starts"] -= jnp.uint32(place.first_word)

@@ -5,10 +5,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from codecjax.codecs.window_pool import BY_ROW, BY_SLOT, BY_TABLE
 from codecjax.tiles import TiledMatrix
-
-# Arrays of compressed tiles, whose first axis is the slot.
-_BY_SLOT = ("words", "escapes", "states", "starts")
 
 
 def checksum(array: np.ndarray) -> int:
@@ -23,8 +21,8 @@ def tile_checksums(t: TiledMatrix, arrays: Mapping[str, np.ndarray]) -> list[int
       t: the matrix, of which only the static fields are used.
       arrays: its arrays on the host. A tile of a dense matrix is a block of it. Another is
         what its slot has in the arrays of compressed tiles and in `stream`, or its verbatim
-        weights; and its tile row's bases, the tables, and its slot, which may be anything where
-        the matrix has slots.
+        weights; and what its tile row has, the tables, and its slot, which may be anything
+        where the matrix has slots.
     """
     across = t.grid[1]
     if "dense" in arrays:
@@ -40,10 +38,15 @@ def tile_checksums(t: TiledMatrix, arrays: Mapping[str, np.ndarray]) -> list[int
         ]
     checksums = []
     slots = arrays["slot"].tolist() if "slot" in arrays else range(t.tiles)
-    tables = checksum(arrays["table"]) if "table" in arrays else 0
+    tables = 0
+    for name in BY_TABLE:
+        if name in arrays:
+            tables = zlib.crc32(arrays[name].tobytes(), tables)
     for index, slot in enumerate(slots):
         value = zlib.crc32(int(slot).to_bytes(4, "little", signed=True), tables)
-        value = zlib.crc32(arrays["base"][index // across].tobytes(), value)
+        for name in BY_ROW:
+            if name in arrays:
+                value = zlib.crc32(arrays[name][index // across].tobytes(), value)
         for here in _of_slot(arrays, slot):
             value = zlib.crc32(np.ascontiguousarray(here).view(np.uint8).reshape(-1), value)
         checksums.append(value)
@@ -55,7 +58,7 @@ def _of_slot(arrays: Mapping[str, np.ndarray], slot: int) -> Iterator[np.ndarray
     if slot < 0:
         yield arrays["verbatim"][-(slot + 1) :][:1]
         return
-    for name in _BY_SLOT:
+    for name in BY_SLOT:
         if name in arrays:
             yield arrays[name][slot : slot + 1]
     if "stream" in arrays:

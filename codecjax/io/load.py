@@ -9,6 +9,7 @@ import jax
 
 from codecjax.codecs import check_options
 from codecjax.codecs.cast import warn_of_cast
+from codecjax.codecs.intervals import Option
 from codecjax.errors import UserError
 from codecjax.io.checkpoint import MANIFEST, is_checkpoint, read_checkpoint
 from codecjax.io.huggingface import CONFIG, is_folder, read_folder
@@ -22,7 +23,7 @@ def load(
     path: str | os.PathLike[str],
     codec: str | None = None,
     tile: tuple[int, int] | None = None,
-    **options: int,
+    **options: Option,
 ) -> Model:
     """Loads a Hugging Face folder or a checkpoint onto the default device.
 
@@ -39,7 +40,7 @@ def load(
 
     Returns:
       The model. A checkpoint in another codec, tile or options than its own is decoded and
-      encoded anew, bit for bit the same weights.
+      encoded anew: bit for bit the same weights, unless the new codec is lossy.
 
     Raises:
       UserError: `path` is neither, is damaged, or codec, tile or options are impossible.
@@ -69,7 +70,7 @@ def load(
 
 
 def _as_asked(
-    model: Model, codec: str | None, tile: tuple[int, int] | None, options: Mapping[str, int]
+    model: Model, codec: str | None, tile: tuple[int, int] | None, options: Mapping[str, Option]
 ) -> Model:
     wanted = {**({} if codec else model.options), **options}
     codec, tile = codec or model.codec, tile or model.tile

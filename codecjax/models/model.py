@@ -12,8 +12,16 @@ import numpy as np
 import tokenizers
 
 from codecjax.cache import CacheObject
-from codecjax.codecs import cacheable_tiles, check_options, encode_with_report, pooled
+from codecjax.codecs import (
+    cacheable_tiles,
+    check_options,
+    encode_with_report,
+    plan,
+    plans,
+    pooled,
+)
 from codecjax.codecs.cast import CastReport, to_bf16
+from codecjax.codecs.intervals import Option
 from codecjax.errors import UserError
 from codecjax.models.config import LlamaConfig
 from codecjax.models.flat import Structure, flat
@@ -44,7 +52,7 @@ class Model:
     parameters: dict[str, Any]
     tokenizer: tokenizers.Tokenizer | None
     codec: str
-    options: dict[str, int]
+    options: dict[str, Any]
     tile: tuple[int, int]
     cast: CastReport | None = None
 
@@ -97,7 +105,7 @@ def encode_weights(
     weights: Mapping[str, jax.Array | np.ndarray],
     codec: str,
     tile: tuple[int, int],
-    options: Mapping[str, int],
+    options: Mapping[str, Option],
     tokenizer: tokenizers.Tokenizer | None = None,
 ) -> Model:
     """Encodes a model's weights, one after another, on the default device.
@@ -105,23 +113,36 @@ def encode_weights(
     Args:
       config: sizes and constants.
       weights: by Hugging Face tensor name, bfloat16, float16 or float32. Each is asked for
-        once, so they may be made when they are asked for.
+        once, or more often where the codec plans, so they may be made when they are asked for.
       codec: a name in `codecjax.codecs.CODECS`.
       tile: (rows, columns) of a tile.
       options: the codec's.
       tokenizer: the model's, or None.
 
     Raises:
-      UserError: unknown codec or option, a bad tile, or a weight that is missing, of the wrong
-        shape or of another dtype.
+      UserError: unknown codec or option, a bad tile, a weight that is missing, of the wrong
+        shape or of another dtype, or weights that the codec cannot store as the options ask.
     """
     filled = check_options(codec, dict(options))
     check_tile(tile)
     cast: CastReport | None = None
+    planned = None
+    if plans(codec):
+        with_projections = [[each for each in layer if each.projection] for layer in layers(config)]
+        projections = [each for layer in with_projections for each in layer]
+        planned = plan(
+            codec,
+            lambda: (_weight_of(each, weights) for each in projections),
+            tile,
+            sum(map(bool, with_projections)),
+            **filled,
+        )
 
     def stored(parameter: Parameter) -> TiledMatrix | jax.Array:
         nonlocal cast
-        weight, report = _store(parameter, _weight_of(parameter, weights), codec, tile, filled)
+        weight, report = _store(
+            parameter, _weight_of(parameter, weights), codec, tile, filled, planned
+        )
         if report is not None:
             cast = report if cast is None else cast.merge(report)
         return weight
@@ -168,10 +189,11 @@ def _store(
     weight: jax.Array | np.ndarray,
     codec: str,
     tile: tuple[int, int],
-    options: dict[str, int],
+    options: dict[str, Option],
+    planned: Any,
 ) -> tuple[TiledMatrix | jax.Array, CastReport | None]:
     if parameter.projection:
-        return encode_with_report(weight, codec, tile, **options)
+        return encode_with_report(weight, codec, tile, planned, **options)
     return to_bf16(jnp.asarray(weight))
 
 
@@ -212,7 +234,7 @@ def random_model(
     seed: int,
     codec: str,
     tile: tuple[int, int],
-    options: Mapping[str, int],
+    options: Mapping[str, Option],
 ) -> Model:
     """A model of seeded random weights, the same for every codec; norms are ones.
 

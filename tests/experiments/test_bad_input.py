@@ -106,6 +106,10 @@ COMPRESS: dict[str, tuple[list[str], list[str]]] = {
         ["--model=good", "--output=x", "--codec=rans", "--probability_bits=9"],
         ["probability_bits 9", "10, 11, 12"],
     ),
+    "bad prediction": (
+        ["--model=good", "--output=x", "--codec=int8_rans", "--prediction=paeth"],
+        ["prediction 'paeth'", "planar, best"],
+    ),
     "another codec's option": (
         ["--model=good", "--output=x", "--codec=rans", "--width=8"],
         ["'rans'", "'width'", "probability_bits"],

@@ -30,12 +30,17 @@ def test_a_config_without_a_sweep_is_one_point() -> None:
 
 
 def test_points_may_have_any_codec_and_its_options() -> None:
-    sweep = [{"codec.name": "rans"}, {"codec.name": "rans", "codec.probability_bits": 10}]
+    sweep = [
+        {"codec.name": "rans"},
+        {"codec.name": "rans", "codec.probability_bits": 10},
+        {"codec.name": "int8_rans", "codec.prediction": "best"},
+    ]
     points = resolve_points(config_of(), sweep, {})
-    assert [point.error for point in points] == [None, None]
+    assert [point.error for point in points] == [None, None, None]
     assert [point.name for point in points] == [
         "rans 12, pinned, 25.0% kept",
         "rans 10, pinned, 25.0% kept",
+        "int8_rans best 12 16, pinned, 25.0% kept",
     ]
     assert codec_options(points[1].config) == {"probability_bits": 10}
 
@@ -89,6 +94,7 @@ def test_a_config_that_is_wrong_itself_is_refused() -> None:
     [
         ({"codec.name": "zip"}, ["'zip'", "window"]),
         ({"codec.width": 9}, ["width 9", "8, 11, 16"]),
+        ({"codec.name": "int8_rans", "codec.prediction": "paeth"}, ["'paeth'", "planar, best"]),
         ({"codec.tile_rows": 100}, ["100x256", "64x128"]),
         ({"cache.policy": "mru"}, ["'mru'", "pinned"]),
         ({"cache.costs": "guessed"}, ["'guessed'", "measured"]),

@@ -114,3 +114,17 @@ def test_the_smallest_difference_is_one(one: float, other: float, difference: fl
     assert found.bit_equal is False
     assert found.max_abs_difference == difference
     assert found.tokens_equal is False
+
+
+def test_divergence_is_that_of_the_reference_from_the_answer() -> None:
+    logits = np.random.default_rng(0).normal(size=(2, 5, 7)).astype(np.float32)
+    mine, its = (Answer((1,), each[:1], each) for each in logits)
+    shares = [np.exp(each.astype(np.float64)) for each in logits]
+    own, expected = (each / each.sum(axis=1, keepdims=True) for each in shares)
+    found = compare(mine, its).divergence
+    assert found == pytest.approx(np.sum(expected * np.log(expected / own), axis=1).mean())
+    assert found != pytest.approx(compare(its, mine).divergence)
+    shifted = Answer((1,), mine.steps, mine.sequence + np.float32(3))
+    assert compare(shifted, mine).divergence == pytest.approx(0, abs=1e-6)
+    broken = Answer((1,), mine.steps, np.full((5, 7), np.nan, np.float32))
+    assert compare(broken, mine).divergence is None

@@ -149,6 +149,23 @@ def test_a_point_that_is_not_exact_stands_out(points: list[PointRecords]) -> Non
     assert "5 of 6 checked points compute" in page
 
 
+def test_a_lossy_point_is_not_exact_and_no_mistake(points: list[PointRecords]) -> None:
+    points[1].summary["codec"].update(name="int8_rans", lossy=True)
+    points[1].summary["exact"].update(
+        bit_equal=False, tokens_equal=False, max_abs_difference=0.5, divergence=0.0123
+    )
+    page = report_html(sweep_of(points), {})
+    assert 'class="wrong">NO' not in page
+    assert "<td>lossy</td>" in page
+    assert "<td>0.0123</td>" in page
+    assert "5 of 5 checked points compute" in page
+    assert "nothing kept is lossy" in page
+    assert "diverge from those of bf16 by 0.0123 nats a token, and it chooses other" in page
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(terminal_table(points))
+    assert re.search(r"nothing kept .* lossy", stream.getvalue())
+
+
 def test_tiles_decoded_against_the_plan_stand_out(points: list[PointRecords]) -> None:
     planned = "decoded exactly the tiles that its plan said"
     assert planned in report_html(sweep_of(points), {})

@@ -212,3 +212,25 @@ def test_the_embedded_model_writes_python_and_is_exact(
     assert tokens["prompt_text"] == "def _check("
     assert "):" in tokens["text"]
     assert tokens["text"] in html.unescape((tmp_path / "report.html").read_text())
+
+
+def test_a_lossy_point_is_no_failure_and_no_claim(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config_file = tmp_path / "lossy.py"
+    config_file.write_text(CONFIG.split("def get_sweep")[0])
+    overrides = {"codec.name": "ecsq", "codec.bits_per_weight": 3.5, "cache.budget_fraction": 0.5}
+    assert start(config_file, tmp_path / "out", **overrides) == 0
+    (folder,) = (tmp_path / "out" / "points").iterdir()
+    assert folder.name.startswith("ecsq-3.5")
+    records = read_point(folder)
+    assert records is not None
+    summary = records.summary
+    assert summary["codec"]["lossy"]
+    assert summary["codec"]["bits_per_weight"] == pytest.approx(3.5, rel=0.02)
+    assert summary["exact"]["bit_equal"] is False
+    assert summary["tiles"]["as_planned"]
+    report = html.unescape((tmp_path / "out" / "report.html").read_text())
+    assert "is lossy: codec ecsq stores other weights" in report
+    assert "compute logits bit-equal" not in report
+    assert "as the codec is lossy" in capsys.readouterr().out

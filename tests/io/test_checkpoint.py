@@ -49,8 +49,12 @@ def make_model(kind):
         # Every bit pattern is equally likely: no tile is worth compressing.
         return encode_weights(CONFIG, random_weights(CONFIG), "window", TILE, {}, byte_tokenizer())
     codec, options = ("window", {"width": 8})
+    if kind == "int8_rans":
+        return random_model(WIDE, 0, kind, TILE, {"prediction": "best", "probability_bits": 10})
     if "rans" in kind:
         codec, options = "rans", {"probability_bits": 10}
+    if kind == "ecsq":
+        return random_model(WIDE, 0, "ecsq", TILE, {"bits_per_weight": 4.5, "mse": 0.0})
     model = random_model(WIDE, 0, codec, TILE, options)
     if kind in ("window", "rans"):
         return model
@@ -115,7 +119,8 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize(
-    "kind", ["bf16", "window", "dense window", "verbatim", "rans", "verbatim rans"]
+    "kind",
+    ["bf16", "window", "dense window", "verbatim", "rans", "verbatim rans", "int8_rans", "ecsq"],
 )
 def test_a_model_survives_saving_and_reading(kind, tmp_path):
     model = make_model(kind)
