@@ -6,14 +6,13 @@ Rows are told apart by their spread: rows of like spread share a table of freque
 """
 
 import dataclasses
-import functools
 import itertools
 
 import numpy as np
 
 from codecjax.codecs import rans_coder
-from codecjax.codecs.ecsq_histogram import Histogram, magnitude_values
-from codecjax.codecs.ecsq_quantiser import dead_zones
+from codecjax.codecs.ecsq_histogram import Histogram
+from codecjax.codecs.ecsq_sums import Sums, entropy, quantised
 from codecjax.codecs.ecsq_symbols import FINE, PAIR, SINGLE, SymbolLayout, signed_counts
 
 # A table number has 3 bits.
@@ -26,8 +25,9 @@ _MORE_BITS = 0.02
 _LEAST_MSE = 1e-60
 # Weights of a table that may be so far beyond its largest index that they get no frequency.
 _FEW_FAR = 0.01
-_ROUNDS = 8
+# Of the interval of steps, which is then less than a millionth of an octave.
 _HALVINGS = 26
+# Rounds in which tables and what they cost are found.
 _PLANS = 4
 # The finest step, as a share of the mean magnitude.
 _FINEST = 1 / 128
@@ -86,131 +86,17 @@ class Plan:
         return np.maximum(number, 0) + self.symbols.first_table
 
 
-def _entropy(counts: np.ndarray) -> np.ndarray:
-    """Bits of symbols that occur int[..., S] times, by an ideal coder of their own: [...]."""
-    total = counts.sum(axis=-1)
-    share = np.where(counts > 0, counts, 1) / np.where(total > 0, total, 1)[..., None]
-    return -np.sum(counts * np.log2(share), axis=-1)
-
-
-class _Sums:
-    """Sums over the magnitudes of rows that share a table, between any two thresholds."""
-
-    def __init__(self, counts: np.ndarray, row_length: float) -> None:
-        self._counts, self._row_length = counts, row_length
-        self.tables = len(counts)
-        self.values = magnitude_values()
-        powers = np.stack([counts * self.values**power for power in range(3)])
-        self._below = np.pad(np.cumsum(powers, axis=-1), ((0, 0), (0, 0), (1, 0)))
-
-    def between(self, thresholds: np.ndarray) -> np.ndarray:
-        """float64[3, TABLES, Q + 1]: sums of the powers 0, 1 and 2 of magnitudes by index.
-
-        Args:
-          thresholds: float64[TABLES, Q], where each index from 1 on begins.
-        """
-        edges = np.searchsorted(self.values, thresholds)
-        edges = np.pad(edges, ((0, 0), (1, 1)), constant_values=(0, len(self.values)))
-        return np.diff(np.take_along_axis(self._below, edges[None], axis=-1), axis=-1)
-
-    def above(self, threshold: float) -> np.ndarray:
-        """float64[TABLES]: how many magnitudes are above a threshold."""
-        first = int(np.searchsorted(self.values, threshold, side="right"))
-        return self._counts[:, first:].sum(axis=-1)
-
-    def error_of_largest(self, thresholds: np.ndarray, step: float, largest: int) -> np.ndarray:
-        """float64[TABLES]: squared error of the magnitudes that have the largest index.
-
-        One far beyond it may have its row shifted: its error is at most that of all the row,
-        then so coarse that it is within reach.
-
-        Args:
-          thresholds: float64[TABLES], where the largest index begins.
-          step: the step.
-          largest: largest index.
-        """
-        errors = np.zeros(self.tables)
-        for table, first in enumerate(np.searchsorted(self.values, thresholds)):
-            values = self.values[first:]
-            saturated = np.square(values - largest * step)
-            shifted = self._row_length * np.square(values / largest) / 12
-            far = values > (largest + 0.5) * step
-            error = np.where(far, np.minimum(saturated, shifted), saturated)
-            errors[table] = self._counts[table, first:] @ error
-        return errors
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Quantised:
-    """What a step does to weights.
-
-    Attributes:
-      sums: over the weights.
-      step: the step.
-      zones: float64[TABLES, Q + 1], dead zones.
-    """
-
-    sums: _Sums
-    step: float
-    zones: np.ndarray
-
-    @functools.cached_property
-    def _thresholds(self) -> np.ndarray:
-        """float64[TABLES, Q], where each index from 1 on begins."""
-        edges = self.step * (np.arange(self.zones.shape[1]) - 0.5 + self.zones)
-        return np.maximum.accumulate(edges[:, 1:], axis=-1)
-
-    @functools.cached_property
-    def _powers(self) -> np.ndarray:
-        return self.sums.between(self._thresholds)
-
-    @property
-    def counts(self) -> np.ndarray:
-        """float64[TABLES, Q + 1]: how often each index occurs, of either sign."""
-        return self._powers[0]
-
-    @property
-    def far(self) -> np.ndarray:
-        """float64[TABLES]: how many weights are beyond the largest index."""
-        return self.sums.above(self.step * (self.zones.shape[1] - 0.5))
-
-    @property
-    def bits(self) -> float:
-        """Of all indices and their signs, by an ideal coder."""
-        return float(_entropy(self.counts).sum() + self.counts[:, 1:].sum())
-
-    @property
-    def error(self) -> float:
-        """Sum of squared errors."""
-        number, first, second = self._powers
-        value = self.step * np.arange(self.zones.shape[1])
-        error = second - 2 * value * first + np.square(value) * number
-        largest = self.zones.shape[1] - 1
-        error[:, -1] = self.sums.error_of_largest(self._thresholds[:, -1], self.step, largest)
-        return float(np.maximum(error, 0).sum())
-
-
-def _quantised(sums: _Sums, step: float, largest: int) -> _Quantised:
-    found = _Quantised(sums, step, np.zeros((sums.tables, largest + 1)))
-    for _ in range(_ROUNDS):
-        number = found.counts + 0.1
-        bits = -np.log2(number / number.sum(axis=-1, keepdims=True))
-        bits[:, 1:] += 1
-        found = _Quantised(sums, step, dead_zones(bits))
-    return found
-
-
 def _merged(
     histogram: Histogram, step: float, largest: int, table_bits: int, tables: int
 ) -> np.ndarray:
     """int[TABLES]: first bin, by number, of each table; at most `tables`, each worth its bits."""
-    counts = _quantised(_Sums(histogram.counts, histogram.row_length), step, largest).counts
+    counts = quantised(Sums(histogram.counts, histogram.row_length), step, largest).counts
     parts = list(counts)
     first = list(range(len(parts)))
     while len(parts) > 1:
         both = np.stack([one + other for one, other in itertools.pairwise(parts)])
-        alone = _entropy(np.stack(parts))
-        lost = _entropy(both) - alone[1:] - alone[:-1]
+        alone = entropy(np.stack(parts))
+        lost = entropy(both) - alone[1:] - alone[:-1]
         least = int(np.argmin(lost))
         if len(parts) <= tables and lost[least] > table_bits:
             break
@@ -230,7 +116,7 @@ class Target:
 def _step_for(
     target: Target,
     histogram: Histogram,
-    sums: _Sums,
+    sums: Sums,
     largest: int,
     layout: Layout,
     fixed_bits: float,
@@ -247,7 +133,7 @@ def _step_for(
     """
 
     def is_too_coarse(step: float) -> bool:
-        found = _quantised(sums, step, largest)
+        found = quantised(sums, step, largest)
         if target.mse > 0:
             return found.error > target.mse * layout.weights
         return found.bits + fixed_bits < target.bits_per_weight * layout.weights
@@ -303,10 +189,10 @@ def _planned(histogram: Histogram, layout: Layout, target: Target, symbols: Symb
     # The first rounds choose tables that are worth their bits at the step of the round before, and
     # each knows of the one before what the coder adds to an ideal one's bits.
     for number in range(_PLANS):
-        sums = _Sums(np.add.reduceat(histogram.counts, first, axis=0), histogram.row_length)
+        sums = Sums(np.add.reduceat(histogram.counts, first, axis=0), histogram.row_length)
         fixed_bits = layout.fixed_bits + (own + len(first)) * table_bits
         step = _step_for(target, histogram, sums, most, layout, fixed_bits + beyond_ideal)
-        found = _quantised(sums, step, most)
+        found = quantised(sums, step, most)
         coders = [
             _coder(counts, far, symbols, histogram.is_shifted)
             for counts, far in zip(found.counts, found.far, strict=True)
