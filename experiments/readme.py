@@ -1,4 +1,4 @@
-"""Writes the README's performance table again, from the records.
+"""Writes the README's tables again, from the records.
 
 python -m experiments.readme
 """
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codecjax.errors import UserError
-from experiments import cli
+from experiments import cli, readme_codecs
 from experiments.readme_rows import Line, lines
 from experiments.records import write_text
 
@@ -16,6 +16,8 @@ README = ROOT / "README.md"
 RECORDS = ROOT / "experiments" / "records"
 BEGIN = "<!-- python -m experiments.readme writes from here -->"
 END = "<!-- to here -->"
+CODECS_BEGIN = "<!-- python -m experiments.readme writes the codecs from here -->"
+CODECS_END = "<!-- the codecs to here -->"
 
 
 def table(all_lines: Sequence[Line], records: str) -> str:
@@ -34,26 +36,29 @@ def table(all_lines: Sequence[Line], records: str) -> str:
     return "\n".join(rows)
 
 
-def updated(readme: str, block: str) -> str:
-    """The README with this block between its two marks.
+def updated(readme: str, block: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
+    """The README with this block between two marks.
 
     Raises:
       UserError: the marks are not there, once each and in order.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in after or END in before + after:
+    first, last = marks
+    before, begin, rest = readme.partition(first)
+    _, end, after = rest.partition(last)
+    if not begin or not end or first in after or last in before + after:
         raise UserError(
-            f"README.md has no single block from {BEGIN!r} to {END!r}: put the two marks "
+            f"README.md has no single block from {first!r} to {last!r}: put the two marks "
             "where the table shall be"
         )
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+    return f"{before}{first}\n{block}\n{last}{after}"
 
 
 def generated() -> str:
     """The README as it should be."""
-    block = table(list(lines(RECORDS)), RECORDS.relative_to(ROOT).as_posix())
-    return updated(README.read_text(), block)
+    folder = RECORDS.relative_to(ROOT).as_posix()
+    measured = updated(README.read_text(), table(list(lines(RECORDS)), folder))
+    codecs = readme_codecs.table(list(readme_codecs.codec_lines(RECORDS)), folder)
+    return updated(measured, codecs, (CODECS_BEGIN, CODECS_END))
 
 
 def main(argv: list[str]) -> int:

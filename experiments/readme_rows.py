@@ -43,7 +43,7 @@ class Line:
 def lines(records: Path) -> Iterator[Line]:
     """All lines that the records can fill: those of the CPU, then those of the best GPU there."""
     yield from _sweep_lines(records, "cpu/embedded_cache_sweep", "experiments/demo.sh")
-    device = "h200" if (records / "h200").is_dir() else "h100"
+    device = best_gpu(records)
     # The sweep is as good on either GPU.
     for each in dict.fromkeys((device, "h100")):
         if (records / each / "tinyllama_cache_sweep").is_dir():
@@ -51,12 +51,25 @@ def lines(records: Path) -> Iterator[Line]:
             break
     for folder in (device, "cpu"):
         for suite, made in _SUITES.items():
-            path = f"{folder}/bench_{suite}.json"
-            if (records / path).is_file():
-                content = read_json(records / path)
-                command = _command(content["environment"]["command"])
-                for what, measured, beside in made(content["rows"]):
-                    yield Line(what, measured, beside, path, command)
+            measured: set[tuple[Any, ...]] = set()
+            for path in (f"{folder}/bench_{suite}.json", f"{folder}/bench_{suite}_earlier.json"):
+                if (records / path).is_file():
+                    content = read_json(records / path)
+                    command = _command(content["environment"]["command"])
+                    rows = [row for row in content["rows"] if _what(row) not in measured]
+                    measured |= {_what(row) for row in rows}
+                    for what, figure, beside in made(rows):
+                        yield Line(what, figure, beside, path, command)
+
+
+def _what(row: Row) -> tuple[Any, ...]:
+    """What a row is of: an earlier record fills in what a later one has not."""
+    return tuple(row[key] for key in ("op", "spec", "codec", "width", "batch", "implementation"))
+
+
+def best_gpu(records: Path) -> str:
+    """The folder of the best GPU that there are records of."""
+    return "h200" if (records / "h200").is_dir() else "h100"
 
 
 def _command(recorded: str) -> str:
@@ -189,7 +202,8 @@ def _matmul_lines(rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
     for row in rows:
         if row["over_interpolation"] is not None:
             yield (
-                f"the same with half of the tiles resident, {row['spec']}, {_device(row)}",
+                f"the same in `{row['codec']}` with half of the tiles resident, {row['spec']}, "
+                f"{_device(row)}",
                 f"{formats.seconds(row['seconds'])}",
                 f"{formats.factor(row['over_interpolation'])} the mean of none and all resident",
             )
@@ -219,8 +233,8 @@ def _step_lines(rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
             for name, seconds in row["baselines"].items()
         )
         yield (
-            f"one decode step of {row['spec']}'s shapes, batch {row['batch']}, context "
-            f"{row['context']}, {_device(row)}",
+            f"one decode step of {row['spec']}'s shapes in `{row['codec']}`, batch "
+            f"{row['batch']}, context {row['context']}, {_device(row)}",
             f"{formats.number(1 / row['seconds'])} tokens/s, {formats.factor(row['ratio'])}, "
             f"with {formats.factor(row['fraction_of_bf16_bytes'])} the weight bytes",
             f"bf16: {rivals}; {formats.number(1 / row['floor_seconds'])} if only bytes moved",
@@ -229,9 +243,9 @@ def _step_lines(rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
 
 def _encode_lines(rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
     for row in rows:
-        if row["width"] == _WIDTH:
+        if row["width"] in (_WIDTH, None):
             yield (
-                f"encoding {_shape(row)} ({row['spec']}), {_device(row)}",
+                f"encoding {_shape(row)} ({row['spec']}) in `{row['codec']}`, {_device(row)}",
                 f"{formats.size(row['bf16_bytes_per_second'])}/s of input",
                 f"{formats.seconds(row['seconds'])} in all",
             )

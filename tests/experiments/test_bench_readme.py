@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from codecjax.errors import UserError
-from experiments import readme, readme_rows
+from experiments import readme, readme_codecs, readme_rows
 from experiments.bench_rows import Place, Row
 from experiments.timing import Timing
 
@@ -132,3 +132,31 @@ def test_only_the_block_between_the_marks_changes() -> None:
     for damaged in ("no marks", f"{readme.END}{readme.BEGIN}", text + text):
         with pytest.raises(UserError, match="put the two marks"):
             readme.updated(damaged, "new")
+
+
+def test_an_earlier_record_fills_in_what_a_later_one_has_not(records: Path) -> None:
+    write(records / "h200", "decode", [row(suite="decode", op="decode", batch=None)])
+    later = list(readme_rows.lines(records))
+    write(
+        records / "h200",
+        "decode_earlier",
+        [
+            row(suite="decode", op="decode", batch=None, timing=Timing(1.0, 0.0)),
+            row(suite="decode", op="decode", batch=None, codec="dfloat11", width=None),
+        ],
+    )
+    added = [line for line in readme_rows.lines(records) if line not in later]
+    assert [line.record for line in added] == ["h200/bench_decode_earlier.json"]
+    assert "dfloat11" in added[0].what
+
+
+def test_codecs_have_their_bits_and_what_comes_back() -> None:
+    lines = list(readme_codecs.codec_lines(readme.RECORDS))
+    by_name = {line.stored_as: line for line in lines}
+    recorded = json.loads((readme.RECORDS / "cpu/quality.json").read_text())["rows"]
+    for row in recorded:
+        assert by_name[row["name"]].bits == row["bits_per_weight"]
+        assert f"{row['perplexity']:.2f}" in by_name[row["name"]].result
+    assert by_name["`rans`"].result == "every bit"
+    assert by_name["`rans`"].bits < 10.8
+    assert len(readme_codecs.table(lines, "records").splitlines()) == len(lines) + 2
