@@ -61,6 +61,7 @@ def fill(
       UserError: as in `decode`.
     """
     implementation = resolve(implementation)
+    check_kernels(t, implementation)
     check_residency(t, residency)
     first = jnp.asarray(first_tile, jnp.int32)
     module = reference_xla if implementation == XLA else decode_mosaic_gpu

@@ -78,4 +78,5 @@ def store_unit(
         return
     index, offsets = _of_unit(warps, ref, page, row, column)
     words = [registers[place] for place in UNORDERED]
-    warps.store_transposed(ref, index, offsets, words, jnp.uint32(1) + jnp.uint32(0) * index)
+    everywhere = jnp.uint32(1) + jnp.uint32(0) * index
+    warps.store(ref, index, offsets, words, everywhere, transposed=True)

@@ -232,7 +232,7 @@ class StripeWalk:
         if not self.warps.interpret:
             index, offsets = self._in_tile(page, place)
             weights = [registers[each] for each in UNORDERED]
-            self.warps.store_transposed(pages, index, offsets, weights, _flag(told))
+            self.warps.store(pages, index, offsets, weights, _flag(told), transposed=True)
             return
         down = jax.lax.rem(self.walk.row, self.walk.stream.tile[0] // UNIT_ROWS)
         rows = pl.ds(down * UNIT_ROWS + self.stripe * STRIPE_ROWS, STRIPE_ROWS)

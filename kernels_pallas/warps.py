@@ -166,36 +166,16 @@ class Warps(Lanes):
         offsets: Sequence[int],
         words: Sequence[jax.Array],
         where: jax.Array,
+        transposed: bool = False,
     ) -> None:
         """Stores lanes' words where `where` (uint32[128]) is not 0; not for the interpreter.
 
         Args:
           ref, index, offsets: as in `load`.
-          words: uint32[128], one for each offset.
-          where: which lanes store.
+          words: uint32[128], one for each offset, or four if `transposed`.
+          where: which lanes store; if `transposed`, all of a warp or none.
+          transposed: whether to store the transpose of the words, see `transpose`.
         """
-        self._store(ref, index, offsets, words, where, transposed=False)
-
-    def store_transposed(
-        self,
-        ref: Any,
-        index: jax.Array,
-        offsets: Sequence[int],
-        words: Sequence[jax.Array],
-        where: jax.Array,
-    ) -> None:
-        """`store` of the transpose of words, four for each offset; all of a warp or none."""
-        self._store(ref, index, offsets, words, where, transposed=True)
-
-    def _store(
-        self,
-        ref: Any,
-        index: jax.Array,
-        offsets: Sequence[int],
-        words: Sequence[jax.Array],
-        where: jax.Array,
-        transposed: bool,
-    ) -> None:
         suffix, names = ("v4.b32", "{$1, $2, $3, $4}") if transposed else ("b32", "$1")
 
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (3 + len(words))))
