@@ -1,6 +1,7 @@
 """The Mosaic GPU kernels in the Pallas interpreter: the same bits as the reference."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -33,15 +34,22 @@ NO_TILE = jnp.int32(0)
 FIRST = jnp.int32(FIRST_TILE)
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 # Pages do not depend on the width: one is enough for the slow interpreter.
-paged = pytest.mark.parametrize(
-    "case",
-    [case for case in CASES if case.codec != "bf16" and case.width == 11],
-    ids=lambda case: case.name,
-)
+PAGED = [case for case in CASES if case.codec != "bf16" and case.width == 11]
+paged = pytest.mark.parametrize("case", PAGED, ids=lambda case: case.name)
+FEW, MORE = 3, 9
 
 
-# One number of rows of x for each of the kernels that multiply.
-rows = pytest.mark.parametrize("n", [3, 9], ids=["few rows", "more rows"])
+def with_rows(cases: Sequence[Case], both: Sequence[str]) -> pytest.MarkDecorator:
+    """Each case with few rows of x; some, by name, with more too, which go to another kernel."""
+    return pytest.mark.parametrize(
+        ("case", "n"),
+        [
+            pytest.param(case, n, id=f"{case.name}, {n} rows")
+            for case in cases
+            for n in (FEW, MORE)
+            if n == FEW or case.name in both
+        ],
+    )
 
 
 def _two_stages(case: Case, steps: int) -> DecodeConfig | None:
@@ -75,8 +83,7 @@ def test_decode_finds_its_matrix_among_others() -> None:
         chex.assert_trees_all_equal(bits(w), bits(case.weight()))
 
 
-@rows
-@by_name
+@with_rows(CASES, ["width 11", "width 16", "verbatim tile", "no multiple of a tile", "dense"])
 def test_matmul_is_right_and_the_same_whatever_the_codec(case: Case, n: int) -> None:
     x = activations(n, case.shape[1], seed=1)
     (y,), _ = matmul_mosaic_gpu.matmul(x, (case.tiled(),), None, NO_TILE, interpret=True)
@@ -87,8 +94,7 @@ def test_matmul_is_right_and_the_same_whatever_the_codec(case: Case, n: int) -> 
     chex.assert_trees_all_equal(y, baseline)
 
 
-@rows
-@paged
+@with_rows(PAGED, ["width 11", "verbatim tile", "rans"])
 def test_matmul_fills_a_page_and_then_reads_it(case: Case, n: int) -> None:
     t, x = case.tiled(), activations(n, case.shape[1], seed=1)
     (alone,), _ = matmul_mosaic_gpu.matmul(x, (t,), None, NO_TILE, interpret=True)
@@ -127,10 +133,9 @@ def test_matrices_that_share_x_give_what_each_gives_alone(config: matmul_mosaic_
         chex.assert_trees_all_equal(products, apart)
 
 
-@rows
 @pytest.mark.parametrize(
-    ("tile", "share"),
-    [(1, True), (3, True), (7, False)],
+    ("tile", "share", "n"),
+    [(1, True, FEW), (3, True, MORE), (7, False, FEW)],
     ids=["first, arrays shared", "second, arrays shared", "third, arrays apart"],
 )
 def test_a_page_serves_whichever_matrix_its_tile_is_of(tile: int, share: bool, n: int) -> None:
