@@ -31,17 +31,22 @@ def test_asking_for_mosaic_gpu_without_a_gpu_says_why() -> None:
     assert kernels_pallas.resolve(None) == XLA
 
 
+@pytest.mark.parametrize("codec", ["ecsq", "int8_rans"])
 def test_a_codec_without_a_kernel_is_refused_and_never_decoded_by_another_implementation(
-    monkeypatch: pytest.MonkeyPatch,
+    codec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The package has a function of that name.
     module = importlib.import_module("kernels_pallas.implementations")
     monkeypatch.setattr(module, "_mosaic_gpu_obstacle", lambda: None)
-    t = dataclasses.replace(CASES[0], codec="rans", tile=(64, 128)).tiled()
+    t = dataclasses.replace(CASES[0], codec=codec, tile=(64, 128)).tiled()
+    assert not t.is_dense
+    held = residency(t, FILLS)
     for implementation in (MOSAIC_GPU, None):
-        sentence = "'mosaic_gpu' has no kernel for codec 'rans': ask for implementation 'xla'"
+        sentence = f"'mosaic_gpu' has no kernel for codec '{codec}': ask for implementation 'xla'"
         with pytest.raises(UserError, match=sentence):
             kernels_pallas.decode(t, implementation=implementation)
+        with pytest.raises(UserError, match=sentence):
+            kernels_pallas.fill(t, held, 3, implementation=implementation)
         with pytest.raises(UserError, match=sentence):
             codecjax.matmul(activations(1, t.shape[1], 0), t, implementation=implementation)
 
