@@ -276,7 +276,7 @@ def test_bf16_is_not_cast() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"codec": "zip"}, "unknown codec 'zip': choose one of bf16, ecsq, int8_rans, rans, window"),
+        ({"codec": "zip"}, "unknown codec 'zip': choose one of bf16, ecsq, int8_rans, rans"),
         ({"width": 9}, "no width 9: choose one of 8, 11, 16"),
         ({"level": 1}, "no option 'level'"),
         ({"tile": (100, 128)}, "tile 100x128 is not a positive multiple of 64x128"),
