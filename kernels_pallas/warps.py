@@ -37,10 +37,6 @@ def _word() -> ir.Type:
     return ir.IntegerType.get_signless(32)
 
 
-def _float_from_scalar(value: ir.Value) -> Any:
-    return from_scalar(value, is_signed=None)
-
-
 def _address(ref: ir.Value, index: ir.Value) -> ir.Value:
     """Of 32-bit word `index` of a ref in device memory."""
     long = ir.IntegerType.get_signless(64)
