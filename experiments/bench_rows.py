@@ -70,7 +70,8 @@ class Row:
         what bounds it.
       baselines: seconds of other ways to the same end, by name; the fastest is the baseline.
       exact: whether the result is right: bit-equal, or a product within rounding and bit-equal
-        to that of the same kernel on the dense matrix.
+        to that of the same kernel on the dense matrix. None where nothing says what is right:
+        of XLA's own step, and of lossy codecs.
       relative_error: of a result that can't be exact, against float64 (a step: against XLA's).
       rotated_bytes: of all inputs that were taken in turn.
       host_share: see `timing.host_share`.

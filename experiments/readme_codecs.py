@@ -9,6 +9,7 @@ from experiments import formats
 from experiments.readme_rows import best_gpu
 from experiments.records import read_json
 
+_RESULTS = {True: "every bit", False: "NOT exact", None: "weights near them"}
 _HEADINGS = ("stored as", "bits a weight", "of", "what comes back", "speed", "record")
 
 
@@ -34,8 +35,8 @@ class CodecLine:
 
 
 def codec_lines(records: Path) -> Iterator[CodecLine]:
-    """All lines that the records can fill: lossless codecs, then the others."""
-    yield from _lossless(records, best_gpu(records))
+    """All lines that the records can fill: codecs on Gaussian weights, then on real ones."""
+    yield from _encoded(records, best_gpu(records))
     path = "cpu/prediction_ablation/ablation.json"
     if (records / path).is_file():
         yield from _predicted(read_json(records / path)["rows"], path)
@@ -64,7 +65,7 @@ def _name(row: dict[str, Any]) -> str:
     return f"`{row['codec']}`" + (f" {row['width']}" if row["width"] else "")
 
 
-def _lossless(records: Path, device: str) -> Iterator[CodecLine]:
+def _encoded(records: Path, device: str) -> Iterator[CodecLine]:
     path = f"{device}/bench_encode.json"
     if not (records / path).is_file():
         return
@@ -79,7 +80,7 @@ def _lossless(records: Path, device: str) -> Iterator[CodecLine]:
         product = products.get((row["spec"], row["codec"], row["width"]))
         if product is not None and product["ratio"] is not None:
             speed += f", {formats.factor(product['ratio'])} bf16's product at batch 1"
-        result = "every bit" if row["exact"] else "NOT exact"
+        result = _RESULTS[row["exact"]]
         source = f"Gaussian rows {row['shape'][0]} x {row['shape'][1]}"
         yield CodecLine(_name(row), row["bits_per_weight"], source, result, speed, path)
 
