@@ -1,13 +1,15 @@
-"""Every codec at every rate with nothing and all kept decoded: bits, speed and quality, and their fronts.
+"""Bits, speed and quality of every codec and rate, with nothing and all kept decoded.
 
 Command:
     python -m experiments.run --config=configs/codec_frontier.py
-Expected time: about ten minutes on two CPU cores. On a GPU, for the speed of TinyLlama's shapes:
-`--config.model.path= --config.quality.measure=false --config.codec.tile_rows=256
---config.codec.probability_bits=12 --config.run.prompt=`, which leaves out the codecs that have no
-kernels there and says so.
-Expected result: lossless codecs predict as bf16 does; `ecsq` has the fewest bits of each quality
-below that; `report.md`, `frontier.json` and `frontier.png` in `runs/codec_frontier`.
+Expected time: about fifteen minutes on two CPU cores, most of it compiling.
+On a GPU, for the speed of TinyLlama's shapes (codecs that have no kernels there are left out):
+    python -m experiments.run --config=configs/codec_frontier.py --config.model.path= \\
+        --config.run.prompt= --config.quality.measure=false --config.codec.tile_rows=256 \\
+        --config.codec.probability_bits=12
+Expected result: lossless codecs predict as bf16 does, to the last bit; of the lossy ones `ecsq`
+diverges from it the less the more bits it has; `report.md`, `frontier.json` and `frontier.png` in
+`runs/codec_frontier`.
 """
 
 from typing import Any

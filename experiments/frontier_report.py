@@ -19,8 +19,7 @@ def findings(rows: Sequence[Row], record: Mapping[str, Any]) -> list[str]:
     items = [*_exactness(rows), *_quality(rows)]
     for name, front in FRONTS.items():
         on_it = sorted((row for row in rows if name in row.fronts), key=front.bits)
-        # One codec predicts the same whatever its budget.
-        labels = [row.codec if name == "quality" else row.name for row in on_it]
+        labels = [row.name if front.by_budget else row.codec for row in on_it]
         if labels:
             items.append(f"Front of {front.of}: {'; '.join(dict.fromkeys(labels))}.")
     if rows and set(record["environment"]["implementations"].values()) == {"xla"}:
@@ -44,18 +43,30 @@ def _exactness(rows: Sequence[Row]) -> list[str]:
 
 
 def _quality(rows: Sequence[Row]) -> list[str]:
-    by_codec = {row.codec: row for row in rows if row.perplexity is not None}
-    plain = next((row for row in by_codec.values() if row.family == "bf16"), None)
+    by_codec = {row.codec: (row, row.perplexity) for row in rows if row.perplexity is not None}
+    plain = next((found for found in by_codec.values() if found[0].family == "bf16"), None)
     if plain is None:
         return []
-    lossless = [row for row in by_codec.values() if not row.lossy and row is not plain]
-    same = sum(1 for row in lossless if (row.perplexity, row.divergence) == (plain.perplexity, 0.0))
+    bf16, own = plain
+    lossless = [each for each in by_codec.values() if not each[0].lossy and each != plain]
+    same = sum(1 for row, perplexity in lossless if (perplexity, row.divergence) == (own, 0.0))
+    below = {
+        codec: 1 - perplexity / own
+        for codec, (row, perplexity) in by_codec.items()
+        if row.lossy and perplexity < own
+    }
     items = []
     if lossless:
         items.append(
             f"{same} of {len(lossless)} other lossless codecs have the perplexity of bf16, "
-            f"{formats.number(plain.perplexity, 6)}, to the last bit, and no divergence; measured "
-            f"on {plain.tokens:,} tokens of held-out texts as every codec's."
+            f"{formats.number(own, 6)}, to the last bit, and no divergence; measured on "
+            f"{bf16.tokens:,} tokens of held-out texts as every codec's."
+        )
+    if below:
+        shown = ", ".join(f"{codec} (by {100 * share:.2g} %)" for codec, share in below.items())
+        items.append(
+            f"Lossy and yet below the perplexity of bf16: {shown}. Differences so small have "
+            "either sign; divergence tells such codecs apart."
         )
     return items
 

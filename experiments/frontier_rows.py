@@ -52,11 +52,13 @@ class Front:
       of: what it trades, in words.
       bits: figure to be small, in bits a weight.
       other: figure that is to be small too; None where it was not measured.
+      by_budget: whether it depends on the budget; how a codec predicts does not.
     """
 
     of: str
     bits: Callable[[Row], float]
     other: Callable[[Row], float | None]
+    by_budget: bool = False
 
 
 FRONTS: dict[str, Front] = {
@@ -64,14 +66,19 @@ FRONTS: dict[str, Front] = {
         "stored bits against tokens/s",
         lambda row: row.stored_bits,
         lambda row: -row.tokens_per_second,
+        by_budget=True,
     ),
     "memory": Front(
         "bits with pages against tokens/s",
         lambda row: row.held_bits,
         lambda row: -row.tokens_per_second,
+        by_budget=True,
     ),
-    "quality": Front(
+    "perplexity": Front(
         "stored bits against perplexity", lambda row: row.stored_bits, lambda row: row.perplexity
+    ),
+    "divergence": Front(
+        "stored bits against divergence", lambda row: row.stored_bits, lambda row: row.divergence
     ),
 }
 
