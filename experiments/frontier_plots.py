@@ -63,7 +63,10 @@ def _draw_panel(axes: Axes, name: str, rows: Sequence[Row]) -> None:
     highest = sorted(places, key=lambda place: place[2])
     named = {row.codec: (bits, value) for row, bits, value in highest if name in row.fronts}
     for codec, place in named.items():
-        axes.annotate(codec, place, xytext=(7, 7), textcoords="offset points", fontsize=8)
+        # Slanted, so that neighbours stay legible.
+        axes.annotate(
+            codec, place, xytext=(5, 7), textcoords="offset points", fontsize=8, rotation=40
+        )
     if name == "divergence":
         axes.set_yscale("symlog", linthresh=_LINEAR_BELOW)
     elif front.by_budget:

@@ -16,7 +16,7 @@ def findings(rows: Sequence[Row], record: Mapping[str, Any]) -> list[str]:
       rows: of the finished points.
       record: with the reasons of points "left_out" and "failed", by name.
     """
-    items = [*_exactness(rows), *_quality(rows)]
+    items = [*_exactness(rows), *_quality(rows), *_noise(rows)]
     for name, front in FRONTS.items():
         on_it = sorted((row for row in rows if name in row.fronts), key=front.bits)
         labels = [row.name if front.by_budget else row.codec for row in on_it]
@@ -39,6 +39,21 @@ def _exactness(rows: Sequence[Row]) -> list[str]:
     equal = sum(1 for row in checked if row.bit_equal)
     return [
         f"{equal} of {len(checked)} points of lossless codecs compute logits bit-equal to bf16."
+    ]
+
+
+def _noise(rows: Sequence[Row]) -> list[str]:
+    """How far apart the speeds are of points that do the same work."""
+    kept = [
+        row.tokens_per_second for row in rows if row.family != "bf16" and row.budget_fraction >= 1
+    ]
+    if len(kept) < 2:
+        return []
+    return [
+        f"With everything kept no later step decodes anything, whatever the codec; yet these "
+        f"{len(kept)} points made {formats.number(min(kept))} to {formats.number(max(kept))} "
+        f"tokens/s. Speeds that differ by less than {formats.factor(max(kept) / min(kept))} may do "
+        "so by chance, and so may a place on a front of speed."
     ]
 
 

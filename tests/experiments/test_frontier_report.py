@@ -94,6 +94,14 @@ def test_findings_say_what_is_on_fronts_and_what_is_missing(rows: list[Row]) -> 
     assert any(text.startswith("The XLA reference ran") for text in said)
 
 
+def test_points_that_do_the_same_work_show_how_sure_speeds_are(rows: list[Row]) -> None:
+    assert not any("may do so by chance" in text for text in findings(rows, RECORD))
+    more = [*rows, row("ecsq 6", 1.0, 6.0, 160.0, 19.9)]
+    (said,) = (text for text in findings(more, RECORD) if "may do so by chance" in text)
+    assert "these 2 points made 80.0 to 160 tokens/s" in said
+    assert "less than 2.00x" in said
+
+
 def test_a_lossless_codec_that_predicts_otherwise_is_seen(rows: list[Row]) -> None:
     rows[1:3] = [dataclasses.replace(each, bit_equal=False, divergence=1e-9) for each in rows[1:3]]
     said = " ".join(findings(rows, RECORD))
