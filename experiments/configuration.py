@@ -145,17 +145,21 @@ def derived_name(config: ConfigDict) -> str:
     else:
         budget = config.cache.budget_bytes
         size = f"{config.cache.budget_fraction:.1%}" if budget is None else f"{budget} bytes"
-        # A target that is 0 is none.
-        options = [
-            value if isinstance(value, str) else f"{value:g}"
-            for value in codec_options(config).values()
-            if value
-        ]
-        codec = [config.codec.name, *options]
-        parts = [" ".join(codec), config.cache.policy, f"{size} kept"]
+        parts = [codec_label(config), config.cache.policy, f"{size} kept"]
     if config.run.implementation:
         parts.append(config.run.implementation)
     return ", ".join(parts)
+
+
+def codec_label(config: ConfigDict) -> str:
+    """The config's codec and the values of its options, as tables call them."""
+    # A target that is 0 is none.
+    options = [
+        value if isinstance(value, str) else f"{value:g}"
+        for value in codec_options(config).values()
+        if value
+    ]
+    return " ".join([config.codec.name, *options])
 
 
 def slug(name: str) -> str:

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from codecjax.codecs import distortion
 from codecjax.codecs.distortion import Distortion, gaussian_bound
+from codecjax.codecs.intervals import Option
 from codecjax.errors import UserError
 from codecjax.io.huggingface import HuggingFaceFolder, read_folder
 from codecjax.models.config import LlamaConfig
@@ -30,7 +31,7 @@ from codecjax.models.llama import forward
 from codecjax.models.model import encode_weights
 from codecjax.models.parameters import parameters, to_tree
 from codecjax.operations import decode
-from codecjax.tiles import check_tile
+from codecjax.tiles import TiledMatrix, check_tile
 from experiments import cli, environment, formats
 from experiments.bits_per_byte import token_ids, windows
 from experiments.records import write_json
@@ -146,17 +147,23 @@ def projections(folder: HuggingFaceFolder) -> dict[str, jax.Array]:
     return {name: jnp.asarray(folder.weights[name]) for name in names}
 
 
-def stored_by_ecsq(
-    folder: HuggingFaceFolder, bits_per_weight: float, tile: tuple[int, int]
-) -> Candidate:
-    """The model stored by `ecsq` at a rate, all projections together."""
-    options = {"bits_per_weight": bits_per_weight}
-    model = encode_weights(folder.config, folder.weights, "ecsq", tile, options)
-    stored = {
+def stored_by(
+    folder: HuggingFaceFolder, codec: str, tile: tuple[int, int], options: Mapping[str, Option]
+) -> dict[str, TiledMatrix]:
+    """The projections stored by a codec, all of the model together, by Hugging Face tensor name."""
+    model = encode_weights(folder.config, folder.weights, codec, tile, options)
+    return {
         each.huggingface: model.matrices[each.name]
         for each in parameters(folder.config)
         if each.projection
     }
+
+
+def stored_by_ecsq(
+    folder: HuggingFaceFolder, bits_per_weight: float, tile: tuple[int, int]
+) -> Candidate:
+    """The model stored by `ecsq` at a rate."""
+    stored = stored_by(folder, "ecsq", tile, {"bits_per_weight": bits_per_weight})
     plain = projections(folder)
     found = distortion.measure([(plain[name], t) for name, t in stored.items()])
     return Candidate({name: decode(t) for name, t in stored.items()}, found)

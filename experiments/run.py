@@ -6,8 +6,8 @@ python -m experiments.run --config=configs/base.py --config.cache.budget_fractio
 
 What is recorded stands in `experiments.records`. Points that are done already are skipped, so
 an interrupted run goes on where it stopped; a point that fails is recorded with its error and
-the others still run (exit status 1). A config whose field `kind` is "prediction_ablation" has no
-points: `experiments.prediction_ablation` runs it.
+the others still run (exit status 1). A config whose field `kind` is "prediction_ablation" or
+"codec_frontier" is run and reported by the module of that name, the former without points.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from ml_collections.config_dict import ConfigDict
 from rich.console import Console
 
 from codecjax.errors import UserError
-from experiments import cli, prediction_ablation
+from experiments import cli, codec_frontier, prediction_ablation
 from experiments.configuration import Point, load_module, resolve_points
 from experiments.environment import command_line
 from experiments.exactness import is_inexact
@@ -56,6 +56,8 @@ def run(
     workdir = workdir or Path("runs") / module.name
     if config.get("kind") == prediction_ablation.KIND:
         return prediction_ablation.run(config, workdir, console)
+    if config.get("kind") == codec_frontier.KIND:
+        return _status(codec_frontier.run(module, config, overrides, workdir, console), console)
     points = resolve_points(config, module.sweep, overrides)
     runner = PointRunner()
     with RunProgress(console) as progress:

@@ -12,7 +12,7 @@ from configs import base
 from experiments.configuration import check, codec_options, load_module, resolve_points, slug
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SWEEPS = ("embedded_cache_sweep", "embedded_policies", "tinyllama_cache_sweep")
+SWEEPS = ("codec_frontier", "embedded_cache_sweep", "embedded_policies", "tinyllama_cache_sweep")
 
 
 def config_of(**fields: Any) -> ConfigDict:
