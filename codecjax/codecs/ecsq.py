@@ -28,6 +28,7 @@ import numpy as np
 
 from codecjax.codecs import ecsq_plan, rans_coder, window_layout, window_pool
 from codecjax.codecs.ecsq_histogram import Histogram, histogram, spread_bins
+from codecjax.codecs.ecsq_importance import importance_of, levels_of
 from codecjax.codecs.ecsq_plan import Layout, Plan, Target
 from codecjax.codecs.ecsq_quantiser import dequantise, quantise, row_scale, row_shifts
 from codecjax.codecs.ecsq_symbols import (
@@ -49,6 +50,8 @@ VERSION = 1
 OPTIONS = {"bits_per_weight": 4.0, "mse": 0.0}
 CHOICES = {"bits_per_weight": Interval(2.0, 8.0), "mse": Interval(0.0, 1e30)}
 LOSSY = True
+# Errors of some columns may count more than those of others.
+WEIGHS = True
 
 _TABLE_MASK, _SHIFT = 7, 3
 # How near a rate is to its target, as a share of it: where trials end, and where they must.
@@ -87,6 +90,7 @@ def plan(
     weights: Callable[[], Iterable[jax.Array]],
     tile: tuple[int, int],
     copies: int,
+    importance: Sequence[np.ndarray] | None = None,
     **options: float,
 ) -> Plan:
     """One step and the tables for several matrices, which together meet the target.
@@ -95,6 +99,7 @@ def plan(
       weights: gives them, bf16[OUT, K] each, each time it is called.
       tile: (rows, columns).
       copies: how many pools of arrays the matrices will make.
+      importance: of the columns of each, float32[K]; None where all are as important.
       **options: the codec's.
 
     Raises:
@@ -103,11 +108,13 @@ def plan(
     target = Target(**options)
     shapes: list[tuple[int, int]] = []
 
-    def padded() -> Iterator[jax.Array]:
+    def padded() -> Iterator[tuple[jax.Array, np.ndarray]]:
         shapes.clear()
         for w in weights():
+            own = None if importance is None else importance[len(shapes)]
             shapes.append((w.shape[0], w.shape[1]))
-            yield padded_to(w, tile)
+            whole = padded_to(w, tile)
+            yield whole, levels_of(own, whole.shape[1])
 
     found = _search(padded, lambda: _layout(shapes, tile, copies), target, None)[0]
     if target.mse == 0 and found.expected_bits > (1 + _CLOSE_ENOUGH) * target.bits_per_weight:
@@ -116,7 +123,7 @@ def plan(
 
 
 def _search(
-    padded: Callable[[], Iterable[jax.Array]],
+    padded: Callable[[], Iterable[tuple[jax.Array, np.ndarray]]],
     layout: Callable[[], Layout],
     target: Target,
     counted: Histogram | None,
@@ -124,7 +131,8 @@ def _search(
     """The plan for weights, and the counts that it was made with.
 
     Args:
-      padded: gives the weights bf16[OUT, K], each time it is called.
+      padded: gives the weights bf16[OUT, K] and their columns' levels of importance int[K], each
+        time it is called.
       layout: says what is stored of them, once they were given.
       target: what to meet.
       counted: counts of them, where they are known.
@@ -136,7 +144,7 @@ def _search(
         reach = found.step * (found.symbols.largest + 0.5)
         if np.mean(counts.tops.astype(np.float64) > reach) <= _FEW:
             break
-        shifted = histogram(_shifted(w, found)[0] for w in padded())
+        shifted = histogram((_shifted(w, found)[0], levels) for w, levels in padded())
         recounted = dataclasses.replace(
             shifted, tops=counts.tops, mean=counts.mean, is_shifted=True
         )
@@ -169,6 +177,7 @@ def encode(
     bits_per_weight: float,
     mse: float,
     plan: Plan | None = None,
+    importance: np.ndarray | None = None,
 ) -> TiledMatrix:
     """Encodes bf16[OUT, K].
 
@@ -178,22 +187,27 @@ def encode(
       bits_per_weight: the rate to meet within 2 %, everything included. Few weights may have
         less, where more would not make them better; those too few to pay for a table of 4 KiB
         and for 528 bytes of states each 32,768 weights cannot meet it.
-      mse: where above 0, the mean squared error to meet instead.
+      mse: where above 0, the mean squared error to meet instead, whatever the importance.
       plan: what to encode with instead of what meets the targets for this matrix alone.
+      importance: how much errors of each column count, float32[K] above 0; None where all are as
+        important.
 
     Raises:
       UserError: a weight is not finite, or the rate cannot be met.
     """
     target = Target(bits_per_weight, mse)
     padded = padded_to(w, tile)
+    levels = levels_of(importance, padded.shape[1])
     shape = (w.shape[0], w.shape[1])
     if plan is not None:
-        return _encode(padded, shape, tile, target, plan)
+        return _encode(padded, levels, shape, tile, target, plan)
     most = (1 + _CLOSE_ENOUGH) * bits_per_weight
     aim, counts, trials = target, None, []
     for _ in range(_TRIALS):
-        found, counts = _search(lambda: [padded], lambda: _layout([shape], tile, 1), aim, counts)
-        trials.append(_encode(padded, shape, tile, target, found))
+        found, counts = _search(
+            lambda: [(padded, levels)], lambda: _layout([shape], tile, 1), aim, counts
+        )
+        trials.append(_encode(padded, levels, shape, tile, target, found))
         excess = trials[-1].bits_per_weight - bits_per_weight
         if mse > 0 or abs(excess) <= _CLOSE * bits_per_weight:
             return trials[-1]
@@ -205,9 +219,14 @@ def encode(
 
 
 def _encode(
-    padded: jax.Array, shape: tuple[int, int], tile: tuple[int, int], target: Target, plan: Plan
+    padded: jax.Array,
+    levels: np.ndarray,
+    shape: tuple[int, int],
+    tile: tuple[int, int],
+    target: Target,
+    plan: Plan,
 ) -> TiledMatrix:
-    """Encodes a matrix that was padded to whole tiles."""
+    """Encodes a matrix that was padded to whole tiles, its columns at levels of importance."""
     options = tuple(sorted(dataclasses.asdict(target).items()))
     shifted, shift = _shifted(padded, plan)
     own = plan.tables_of(np.asarray(spread_bins(padded)))
@@ -222,6 +241,7 @@ def _encode(
         jnp.asarray(plan.zones),
         jnp.asarray(plan.largest),
         jnp.asarray(table, jnp.int32),
+        jnp.asarray(importance_of(levels), jnp.float32),
     )
     symbols = to_symbols(index, tile, plan.symbols)
     steps = _steps(tile, plan.symbols)
