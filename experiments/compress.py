@@ -58,8 +58,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "calibration",
         "",
-        "Text in UTF-8 that the model should do well on: of codec ecsq, errors then count as the "
-        "text makes them matter. None where it is empty.",
+        "Text in UTF-8 that the model should do well on: of codec ecsq, errors then count as they "
+        "matter there, and columns make up for the errors of those before. Without where empty.",
     )
     flags.DEFINE_integer("tile_rows", rows, "Rows of a tile, a multiple of 64.")
     flags.DEFINE_integer("tile_columns", columns, "Columns of a tile, a multiple of 128.")

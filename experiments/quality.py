@@ -4,8 +4,8 @@ python -m experiments.quality
 python -m experiments.quality --peers --out=experiments/records/cpu/quality.json
 
 Measures the embedded model, on the held-out modules of the running Python's library, stored by
-`ecsq` at several rates and by quantisers that round to the nearest. Calibrated rows weigh errors by
-how large inputs are on the training modules.
+`ecsq` at several rates and by quantisers that round to the nearest. Calibrated rows feed errors
+back as inputs on the training modules say.
 """
 
 import dataclasses
@@ -214,7 +214,7 @@ def rows_of(
       tile: (rows, columns).
       texts: to predict, by name.
       say: told of progress.
-      calibrated_rates: of `ecsq` with errors weighed by `calibration`.
+      calibrated_rates: of `ecsq` that is calibrated on `calibration`.
       calibration: int32[N, S], tokens of other texts.
     """
     candidates: dict[str, Candidate] = {}

@@ -144,9 +144,10 @@ def encode(
         the cast changed.
       codec: a name in CODECS.
       tile: (rows, columns) of a tile, multiples of 64 and 128.
-      importance: of `ecsq` only: how much a squared error counts in each input column, float32[K]
-        above 0, up to a factor; mean squares of the inputs are the diagonal of the Hessian. None
-        where all count alike.
+      importance: of `ecsq` only, up to a factor: how much a squared error counts in each input
+        column, float32[K] above 0; or mean products of the inputs x, E[x x^T], float32[K, K], with
+        which later columns also make up for the errors of those before. None where all columns
+        count alike.
       **options: the codec's options, for example `width` (8, 11 or 16) of `window`, or
         `bits_per_weight` (2 to 8) of `ecsq`.
 

@@ -27,8 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from codecjax.codecs import ecsq_plan, rans_coder, window_layout, window_pool
+from codecjax.codecs.ecsq_feedback import compensated
 from codecjax.codecs.ecsq_histogram import Histogram, histogram, spread_bins
-from codecjax.codecs.ecsq_importance import importance_of, levels_of
+from codecjax.codecs.ecsq_importance import Weighing, weighing
+from codecjax.codecs.ecsq_levels import importance_of
 from codecjax.codecs.ecsq_plan import Layout, Plan, Target
 from codecjax.codecs.ecsq_quantiser import dequantise, quantise, row_scale, row_shifts
 from codecjax.codecs.ecsq_symbols import (
@@ -59,6 +61,8 @@ _CLOSE, _CLOSE_ENOUGH = 0.005, 0.02
 _TRIALS = 4
 # Rows that may saturate without being counted anew, as a share of all, and how often they are.
 _FEW, _RECOUNTS = 0.01, 2
+# How often weights are counted anew after errors were fed back to them.
+_FEEDBACKS = 2
 
 
 def needs_decode(t: TiledMatrix) -> jax.Array:
@@ -99,7 +103,7 @@ def plan(
       weights: gives them, bf16[OUT, K] each, each time it is called.
       tile: (rows, columns).
       copies: how many pools of arrays the matrices will make.
-      importance: of the columns of each, float32[K]; None where all are as important.
+      importance: of the columns of each, as of `encode`; None where all are as important.
       **options: the codec's.
 
     Raises:
@@ -108,13 +112,18 @@ def plan(
     target = Target(**options)
     shapes: list[tuple[int, int]] = []
 
-    def padded() -> Iterator[tuple[jax.Array, np.ndarray]]:
+    known: list[Weighing] = []
+
+    def padded() -> Iterator[tuple[jax.Array, Weighing]]:
         shapes.clear()
         for w in weights():
-            own = None if importance is None else importance[len(shapes)]
-            shapes.append((w.shape[0], w.shape[1]))
             whole = padded_to(w, tile)
-            yield whole, levels_of(own, whole.shape[1])
+            number = len(shapes)
+            if number == len(known):
+                own = None if importance is None else importance[number]
+                known.append(weighing(own, whole.shape[1]))
+            shapes.append((w.shape[0], w.shape[1]))
+            yield whole, known[number]
 
     found = _search(padded, lambda: _layout(shapes, tile, copies), target, None)[0]
     if target.mse == 0 and found.expected_bits > (1 + _CLOSE_ENOUGH) * target.bits_per_weight:
@@ -123,7 +132,7 @@ def plan(
 
 
 def _search(
-    padded: Callable[[], Iterable[tuple[jax.Array, np.ndarray]]],
+    padded: Callable[[], Iterable[tuple[jax.Array, Weighing]]],
     layout: Callable[[], Layout],
     target: Target,
     counted: Histogram | None,
@@ -131,25 +140,48 @@ def _search(
     """The plan for weights, and the counts that it was made with.
 
     Args:
-      padded: gives the weights bf16[OUT, K] and their columns' levels of importance int[K], each
-        time it is called.
+      padded: gives the weights bf16[OUT, K] and how their columns' errors count, each time it is
+        called.
       layout: says what is stored of them, once they were given.
       target: what to meet.
       counted: counts of them, where they are known.
     """
-    counts = counted or histogram(padded())
+    counts = counted or histogram((w, how.levels) for w, how in padded())
+    found = _plan_of(counts, padded, layout, target)
+    if counted is not None or all(how.taken is None for _, how in padded()):
+        return found, counts
+
+    def fed_back() -> Iterator[tuple[jax.Array, Weighing]]:
+        for w, how in padded():
+            yield _quantised(w, how, before)[1].astype(jnp.bfloat16), how
+
+    # Weights that make up for errors are spread more, by what the plan before them lost.
+    for _ in range(_FEEDBACKS):
+        before = found
+        counts = histogram((w, how.levels) for w, how in fed_back())
+        found = _plan_of(counts, fed_back, layout, target)
+    return found, counts
+
+
+def _plan_of(
+    counts: Histogram,
+    padded: Callable[[], Iterable[tuple[jax.Array, Weighing]]],
+    layout: Callable[[], Layout],
+    target: Target,
+) -> Plan:
+    """The plan for weights that were counted; arguments of `_search`."""
     found = ecsq_plan.make_plan(counts, layout(), target)
     for _ in range(_RECOUNTS):
         # Where rows are many that would saturate they are shifted, and then counts differ.
         reach = found.step * (found.symbols.largest + 0.5)
         if np.mean(counts.tops.astype(np.float64) > reach) <= _FEW:
             break
-        shifted = histogram((_shifted(w, found)[0], levels) for w, levels in padded())
+        shifted = histogram((_shifted(w, found)[0], how.levels) for w, how in padded())
         recounted = dataclasses.replace(
             shifted, tops=counts.tops, mean=counts.mean, is_shifted=True
         )
         found = ecsq_plan.make_plan(recounted, layout(), target)
-    return found, counts
+    return found
 
 
 def _shifted(w: jax.Array, plan: Plan) -> tuple[jax.Array, np.ndarray]:
@@ -189,25 +221,26 @@ def encode(
         and for 528 bytes of states each 32,768 weights cannot meet it.
       mse: where above 0, the mean squared error to meet instead, whatever the importance.
       plan: what to encode with instead of what meets the targets for this matrix alone.
-      importance: how much errors of each column count, float32[K] above 0; None where all are as
-        important.
+      importance: how much errors of each column count, float32[K] above 0, or mean products of
+        the inputs float32[K, K], with which errors are fed back too; None where all columns are
+        as important.
 
     Raises:
       UserError: a weight is not finite, or the rate cannot be met.
     """
     target = Target(bits_per_weight, mse)
     padded = padded_to(w, tile)
-    levels = levels_of(importance, padded.shape[1])
+    how = weighing(importance, padded.shape[1])
     shape = (w.shape[0], w.shape[1])
     if plan is not None:
-        return _encode(padded, levels, shape, tile, target, plan)
+        return _encode(padded, how, shape, tile, target, plan)
     most = (1 + _CLOSE_ENOUGH) * bits_per_weight
     aim, counts, trials = target, None, []
     for _ in range(_TRIALS):
         found, counts = _search(
-            lambda: [(padded, levels)], lambda: _layout([shape], tile, 1), aim, counts
+            lambda: [(padded, how)], lambda: _layout([shape], tile, 1), aim, counts
         )
-        trials.append(_encode(padded, levels, shape, tile, target, found))
+        trials.append(_encode(padded, how, shape, tile, target, found))
         excess = trials[-1].bits_per_weight - bits_per_weight
         if mse > 0 or abs(excess) <= _CLOSE * bits_per_weight:
             return trials[-1]
@@ -220,29 +253,16 @@ def encode(
 
 def _encode(
     padded: jax.Array,
-    levels: np.ndarray,
+    how: Weighing,
     shape: tuple[int, int],
     tile: tuple[int, int],
     target: Target,
     plan: Plan,
 ) -> TiledMatrix:
-    """Encodes a matrix that was padded to whole tiles, its columns at levels of importance."""
+    """Encodes a matrix that was padded to whole tiles."""
     options = tuple(sorted(dataclasses.asdict(target).items()))
-    shifted, shift = _shifted(padded, plan)
-    own = plan.tables_of(np.asarray(spread_bins(padded)))
-    table = plan.tables_of(np.asarray(spread_bins(shifted)))
-    # A row is shifted for the largest index of its own table.
-    table = np.where(plan.largest[table] < plan.largest[own], own, table)
-    rows = jnp.asarray(table | shift << _SHIFT, jnp.uint8).reshape(-1, tile[0])
-    scale = row_scale(jnp.float32(plan.step), jnp.asarray(shift, jnp.uint32))
-    index = quantise(
-        padded,
-        scale,
-        jnp.asarray(plan.zones),
-        jnp.asarray(plan.largest),
-        jnp.asarray(table, jnp.int32),
-        jnp.asarray(importance_of(levels), jnp.float32),
-    )
+    index, _, codes = _quantised(padded, how, plan)
+    rows = jnp.asarray(codes, jnp.uint8).reshape(-1, tile[0])
     symbols = to_symbols(index, tile, plan.symbols)
     steps = _steps(tile, plan.symbols)
     by_tile_row = tables_of_steps(rows & _TABLE_MASK, tile, plan.symbols, steps)[:, None]
@@ -271,6 +291,33 @@ def _encode(
     if t.nbytes < 2 * shape[0] * shape[1]:
         return t
     return dataclasses.replace(t, arrays={"dense": padded[: shape[0], : shape[1]]})
+
+
+def _quantised(
+    padded: jax.Array, how: Weighing, plan: Plan
+) -> tuple[jax.Array, jax.Array, np.ndarray]:
+    """Indices int16[OUT, K], the weights [OUT, K] that they are of, and rows int[OUT] as stored.
+
+    These weights are the padded ones, unless errors are fed back.
+    """
+    shifted, shift = _shifted(padded, plan)
+    own = plan.tables_of(np.asarray(spread_bins(padded)))
+    table = plan.tables_of(np.asarray(spread_bins(shifted)))
+    # A row is shifted for the largest index of its own table.
+    table = np.where(plan.largest[table] < plan.largest[own], own, table)
+    given = (
+        padded,
+        row_scale(jnp.float32(plan.step), jnp.asarray(shift, jnp.uint32)),
+        jnp.asarray(plan.zones),
+        jnp.asarray(plan.largest),
+        jnp.asarray(table, jnp.int32),
+        jnp.asarray(importance_of(how.levels), jnp.float32),
+    )
+    if how.taken is None:
+        index, weights = quantise(*given), padded
+    else:
+        index, weights = compensated(*given, how.taken)
+    return index, weights, table | shift << _SHIFT
 
 
 def _steps(tile: tuple[int, int], symbols: SymbolLayout) -> int:

@@ -1,58 +1,61 @@
-"""How much the errors of each input column count in `ecsq`: levels of importance.
+"""What `ecsq` is told of the inputs that a matrix multiplies: checked, and in its own terms."""
 
-The error of a product x W^T is, in the mean over x and to the second order, the sum over columns k
-of E[x_k^2] times the squared errors of W's column k, if inputs are uncorrelated: the diagonal of
-the Hessian of E. Frantar, D. Alistarh, "Optimal Brain Compression", 2022. An importance is that
-share of each column, up to a factor; the quantiser minimises importance * error^2 + multiplier *
-bits.
-
-Levels are half octaves about a matrix's mean, so that counts of weights by level say all that the
-search for a step needs; the encoder uses the same levels. Beyond three octaves dead zones are about
-nothing, or as wide as they may be.
-"""
+import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from codecjax.codecs.ecsq_feedback import factors
+from codecjax.codecs.ecsq_levels import levels_of
 from codecjax.errors import UserError
-
-_LEVELS_PER_OCTAVE = 2
-_FURTHEST = 3 * _LEVELS_PER_OCTAVE
 
 
 def check_importance(importance: jax.Array | np.ndarray, columns: int) -> np.ndarray:
-    """float32[K], checked: one finite number above 0 for each of `columns`; else UserError."""
+    """float32[K] or float32[K, K], checked to be of that many `columns`; else UserError."""
     found = np.asarray(importance, np.float32)
-    if found.shape != (columns,):
+    if found.shape not in ((columns,), (columns, columns)):
         raise UserError(
-            f"importance of shape {found.shape} does not fit a weight of {columns} columns: "
-            f"give one number a column, shape ({columns},)"
+            f"importance of shape {found.shape} does not fit a weight of {columns} columns: give "
+            f"one number a column, shape ({columns},), or mean products of inputs, shape "
+            f"({columns}, {columns})"
         )
-    bad = np.flatnonzero(~(np.isfinite(found) & (found > 0)))
-    if bad.size:
+    is_bad = ~np.isfinite(found)
+    if found.ndim == 1:
+        is_bad |= found <= 0
+    if is_bad.any():
+        place = tuple(np.argwhere(is_bad)[0].tolist())
         raise UserError(
-            f"importance of column {bad[0]} is {found[bad[0]]:g}: "
-            "give finite numbers above 0, as mean squares of inputs are"
+            f"importance of column {', '.join(map(str, place))} is {found[place]:g}: "
+            "give finite numbers above 0, as mean squares of inputs are, or finite mean products"
         )
     return found
 
 
-def levels_of(importance: np.ndarray | None, columns: int) -> np.ndarray:
-    """int[columns]: each column's level, its importance over the mean about 2 ** (level / 2).
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weighing:
+    """How errors of a padded matrix's columns count.
+
+    Attributes:
+      levels: int[K], of their importance.
+      taken: float32[K, K] of `ecsq_feedback.factors`, or None where errors are not fed back.
+    """
+
+    levels: np.ndarray
+    taken: jax.Array | None = None
+
+
+def weighing(importance: np.ndarray | None, columns: int) -> Weighing:
+    """Of a matrix that was padded to `columns`.
 
     Args:
-      importance: float32[K], or None where all columns are as important.
-      columns: at least K; those from K on are padding.
+      importance: float32[K], float32[K, K], or None where all columns are as important.
+      columns: at least K.
     """
-    levels = np.zeros(columns, int)
-    if importance is not None:
-        wide = importance.astype(np.float64)
-        octaves = np.log2(wide / wide.mean())
-        rounded = np.round(_LEVELS_PER_OCTAVE * octaves).astype(int)
-        levels[: len(wide)] = np.clip(rounded, -_FURTHEST, _FURTHEST)
-    return levels
-
-
-def importance_of(levels: np.ndarray) -> np.ndarray:
-    """float64[...]: what errors at levels int[...] count."""
-    return np.exp2(levels / _LEVELS_PER_OCTAVE)
+    if importance is None or importance.ndim == 1:
+        return Weighing(levels_of(importance, columns))
+    diagonal, taken = factors(importance)
+    padding = columns - len(taken)
+    return Weighing(
+        levels_of(diagonal, columns), jnp.asarray(np.pad(taken, ((0, padding), (0, padding))))
+    )

@@ -10,7 +10,7 @@ import functools
 import numpy as np
 
 from codecjax.codecs.ecsq_histogram import magnitude_values
-from codecjax.codecs.ecsq_importance import importance_of
+from codecjax.codecs.ecsq_levels import importance_of
 from codecjax.codecs.ecsq_quantiser import dead_zones, weighted_zones
 
 # Thresholds and the rates that they follow from settle in a few rounds.

@@ -1,7 +1,7 @@
-"""How large the inputs of a model's projections are on a text: what makes their columns important.
+"""Mean products of the inputs of a model's projections on a text: what makes columns important.
 
-The mean square of input k, E[x_k^2], is the diagonal of the Hessian of a projection's squared error
-in the weights of a row, up to a factor.
+E[x x^T] is the Hessian of a projection's mean squared error in the weights of a row, up to a
+factor; its diagonal are the mean squares of the inputs.
 """
 
 import functools
@@ -21,8 +21,6 @@ from codecjax.tiles import Residency
 
 # Windows of one batch.
 _BATCH = 8
-# Inputs that are silent on the text may not be on others: they count this share of the mean.
-_SILENT = 1e-6
 
 
 def calibration_windows(ids: np.ndarray, length: int, windows: int) -> np.ndarray:
@@ -45,19 +43,19 @@ def calibration_windows(ids: np.ndarray, length: int, windows: int) -> np.ndarra
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def _square_sums(
+def _product_sums(
     config: LlamaConfig, tree: Mapping[str, Any], tokens: jax.Array
 ) -> list[jax.Array]:
-    """float32[K] for each group of `sharing_inputs`: sums of squares over tokens int32[B, S]."""
+    """float32[K, K] for each group of `sharing_inputs`: sums over tokens int32[B, S]."""
     sums: list[jax.Array] = []
 
     class Watched(TiledLinear):
-        """Notes the squares of its inputs; the model uses its projections in order."""
+        """Notes the products of its inputs; the model uses its projections in order."""
 
         def __call__(
             self, x: jax.Array, residency: Residency | None
         ) -> tuple[tuple[jax.Array, ...], Residency | None]:
-            sums.append(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=0))
+            sums.append(jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST))
             return super().__call__(x, residency)
 
     llama = Llama(config, tree, linear=Watched)
@@ -69,7 +67,7 @@ def _square_sums(
 def input_importance(
     config: LlamaConfig, tree: Mapping[str, Any], tokens: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Mean squares of the inputs of every projection, by Hugging Face tensor name, float32[K].
+    """Mean products of the inputs of every projection, by Hugging Face tensor name, float32[K, K].
 
     Args:
       config: sizes and constants.
@@ -77,13 +75,13 @@ def input_importance(
       tokens: int32[N, S], each row a text from its beginning.
     """
     groups = sharing_inputs(config)
-    totals = [np.zeros(group[0].shape[1]) for group in groups]
+    totals = [np.zeros((group[0].shape[1],) * 2) for group in groups]
     for start in range(0, len(tokens), _BATCH):
-        sums = _square_sums(config, tree, jnp.asarray(tokens[start : start + _BATCH]))
+        sums = _product_sums(config, tree, jnp.asarray(tokens[start : start + _BATCH]))
         for total, found in zip(totals, sums, strict=True):
             total += np.asarray(found, np.float64)
     importance: dict[str, np.ndarray] = {}
     for group, total in zip(groups, totals, strict=True):
-        squares = np.maximum(total, max(_SILENT * total.mean(), 1e-30)) / tokens.size
-        importance |= {each.huggingface: squares.astype(np.float32) for each in group}
+        products = (total / tokens.size).astype(np.float32)
+        importance |= {each.huggingface: products for each in group}
     return importance

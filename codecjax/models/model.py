@@ -121,9 +121,8 @@ def encode_weights(
       tile: (rows, columns) of a tile.
       options: the codec's.
       tokenizer: the model's, or None.
-      importance: by Hugging Face tensor name of each projection, how much errors of each of its
-        columns count, float32[K]; only of a codec that weighs. See
-        `codecjax.models.calibration`.
+      importance: by Hugging Face tensor name of each projection, as of `codecjax.encode`; only of
+        a codec that weighs. `codecjax.models.calibration` measures it.
 
     Raises:
       UserError: unknown codec or option, a bad tile, a weight or an importance that is missing, of

@@ -33,13 +33,13 @@ def weights() -> dict[str, jnp.ndarray]:
     return {name: decode(w) if isinstance(w, TiledMatrix) else w for name, w in found.items()}
 
 
-def test_importance_is_the_mean_square_of_what_a_projection_multiplies(
+def test_importance_is_the_mean_products_of_what_a_projection_multiplies(
     weights: dict[str, jnp.ndarray],
 ) -> None:
     tree = to_tree(CONFIG, weights)
     found = input_importance(CONFIG, tree, TOKENS)
     projections = {each.huggingface: each for each in parameters(CONFIG) if each.projection}
-    assert {name: (each.shape[1],) for name, each in projections.items()} == {
+    assert {name: (each.shape[1], each.shape[1]) for name, each in projections.items()} == {
         name: each.shape for name, each in found.items()
     }
     llama = Llama(CONFIG, tree)
@@ -50,23 +50,15 @@ def test_importance_is_the_mean_square_of_what_a_projection_multiplies(
         "lm_head.weight": llama.final_norm(llama.hidden(jnp.asarray(TOKENS))[0]),
     }
     for name, inputs in expected.items():
-        squares = np.square(np.asarray(inputs, np.float64)).mean(axis=(0, 1))
-        np.testing.assert_allclose(found[name], squares, rtol=1e-4)
+        x = np.asarray(inputs, np.float64).reshape(TOKENS.size, -1)
+        np.testing.assert_allclose(found[name], x.T @ x / len(x), rtol=1e-4, atol=1e-4)
 
 
 def test_batches_do_not_matter(weights: dict[str, jnp.ndarray]) -> None:
     many = np.tile(TOKENS, (5, 1))
     one, other = (input_importance(CONFIG, to_tree(CONFIG, weights), t) for t in (TOKENS, many))
     for name, importance in one.items():
-        np.testing.assert_allclose(other[name], importance, rtol=1e-5)
-
-
-def test_inputs_that_are_silent_keep_some_importance(weights: dict[str, jnp.ndarray]) -> None:
-    name = "model.layers.0.input_layernorm.weight"
-    silenced = {**weights, name: weights[name].at[5].set(0)}
-    found = input_importance(CONFIG, to_tree(CONFIG, silenced), TOKENS)
-    importance = found["model.layers.0.self_attn.q_proj.weight"]
-    assert 0 < importance[5] < 1e-5 * importance.mean()
+        np.testing.assert_allclose(other[name], importance, rtol=1e-4, atol=1e-5)
 
 
 def test_windows_are_spread_over_the_text() -> None:
@@ -78,12 +70,7 @@ def test_windows_are_spread_over_the_text() -> None:
 
 
 def test_a_calibrated_model_meets_the_rate_and_differs(weights: dict[str, jnp.ndarray]) -> None:
-    random = np.random.default_rng(1)
-    importance = {
-        each.huggingface: np.exp(random.normal(size=each.shape[1])).astype(np.float32)
-        for each in parameters(CONFIG)
-        if each.projection
-    }
+    importance = input_importance(CONFIG, to_tree(CONFIG, weights), TOKENS)
 
     def stored(given: dict[str, np.ndarray] | None) -> tuple[float, list[np.ndarray]]:
         options = {"bits_per_weight": 4.0}
