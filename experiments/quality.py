@@ -22,19 +22,16 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from codecjax.codecs import distortion
-from codecjax.codecs.distortion import Distortion, gaussian_bound
 from codecjax.errors import UserError
 from codecjax.io.huggingface import HuggingFaceFolder, read_folder
 from codecjax.models.config import LlamaConfig
 from codecjax.models.llama import forward
-from codecjax.models.model import encode_weights
-from codecjax.models.parameters import parameters, to_tree
-from codecjax.operations import decode
+from codecjax.models.parameters import to_tree
 from codecjax.tiles import check_tile
 from experiments import cli, environment, formats
 from experiments.bits_per_byte import token_ids, windows
 from experiments.calibration_text import importance_of, training_tokens
+from experiments.quality_candidates import Candidate, rounded, stored_by_ecsq
 from experiments.records import write_json
 from experiments.round_to_nearest import BASELINES, PEERS, Rounded
 from experiments.stdlib_corpus import read_corpus
@@ -132,67 +129,6 @@ def measure(
         )
         for name, (nats, divergence, same) in totals.items()
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A way to store a model: the weights that it gives, and what they cost."""
-
-    weights: dict[str, jax.Array]
-    distortion: Distortion
-
-
-def projections(folder: HuggingFaceFolder) -> dict[str, jax.Array]:
-    """The weights that codecs store, bf16[OUT, K] by Hugging Face tensor name."""
-    names = [each.huggingface for each in parameters(folder.config) if each.projection]
-    return {name: jnp.asarray(folder.weights[name]) for name in names}
-
-
-def stored_by_ecsq(
-    folder: HuggingFaceFolder,
-    bits_per_weight: float,
-    tile: tuple[int, int],
-    importance: Mapping[str, np.ndarray] | None = None,
-) -> Candidate:
-    """The model stored by `ecsq` at a rate, all projections together."""
-    options = {"bits_per_weight": bits_per_weight}
-    model = encode_weights(
-        folder.config, folder.weights, "ecsq", tile, options, importance=importance
-    )
-    stored = {
-        each.huggingface: model.matrices[each.name]
-        for each in parameters(folder.config)
-        if each.projection
-    }
-    plain = projections(folder)
-    found = distortion.measure([(plain[name], t) for name, t in stored.items()])
-    return Candidate({name: decode(t) for name, t in stored.items()}, found)
-
-
-def rounded(folder: HuggingFaceFolder, quantise: Callable[[jax.Array], Rounded]) -> Candidate:
-    """The model quantised matrix by matrix."""
-    plain = projections(folder)
-    quantised = {name: quantise(w) for name, w in plain.items()}
-    weights = {name: each.weights for name, each in quantised.items()}
-    bits = sum(each.bits_per_weight * each.weights.size for each in quantised.values())
-    return Candidate(weights, _distortion(plain, weights, bits))
-
-
-def _distortion(
-    plain: Mapping[str, jax.Array], weights: Mapping[str, jax.Array], bits: float
-) -> Distortion:
-    """That of weights which no codec stores, by float64 on the host."""
-    total = sum(w.size for w in plain.values())
-    variances, counts, error, square = [], [], 0.0, 0.0
-    for name, w in plain.items():
-        wide = np.asarray(w, np.float64)
-        variances.append(np.square(wide).mean(axis=1))
-        counts.append(np.full(w.shape[0], w.shape[1]))
-        error += float(np.square(wide - np.asarray(weights[name], np.float64)).sum())
-        square += float(np.square(wide).sum())
-    mse = error / total
-    bound = gaussian_bound(np.concatenate(variances), np.concatenate(counts), mse)
-    return Distortion(total, bits / total, mse, 10 * math.log10(square / error), bound)
 
 
 def rows_of(

@@ -26,13 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from codecjax.codecs import ecsq_plan, rans_coder, window_layout, window_pool
-from codecjax.codecs.ecsq_feedback import compensated
-from codecjax.codecs.ecsq_histogram import Histogram, histogram, spread_bins
+from codecjax.codecs import rans_coder, window_layout, window_pool
 from codecjax.codecs.ecsq_importance import Weighing, weighing
-from codecjax.codecs.ecsq_levels import importance_of
-from codecjax.codecs.ecsq_plan import Layout, Plan, Target
-from codecjax.codecs.ecsq_quantiser import dequantise, quantise, row_scale, row_shifts
+from codecjax.codecs.ecsq_plan import Plan, Target
+from codecjax.codecs.ecsq_quantiser import dequantise, row_scale
+from codecjax.codecs.ecsq_search import SHIFT, layout_for, quantised, search
 from codecjax.codecs.ecsq_symbols import (
     SymbolLayout,
     layout_of,
@@ -45,7 +43,7 @@ from codecjax.codecs.rans import units_of_group
 from codecjax.codecs.window_pool import place_of
 from codecjax.codecs.window_units import padded_to
 from codecjax.errors import UserError
-from codecjax.tiles import TiledMatrix, units_per_tile
+from codecjax.tiles import TiledMatrix
 
 VERSION = 1
 # A target `mse` above 0 is met instead of the rate.
@@ -55,14 +53,10 @@ LOSSY = True
 # Errors of some columns may count more than those of others.
 WEIGHS = True
 
-_TABLE_MASK, _SHIFT = 7, 3
+_TABLE_MASK = 7
 # How near a rate is to its target, as a share of it: where trials end, and where they must.
 _CLOSE, _CLOSE_ENOUGH = 0.005, 0.02
 _TRIALS = 4
-# Rows that may saturate without being counted anew, as a share of all, and how often they are.
-_FEW, _RECOUNTS = 0.01, 2
-# How often weights are counted anew after errors were fed back to them.
-_FEEDBACKS = 2
 
 
 def needs_decode(t: TiledMatrix) -> jax.Array:
@@ -74,20 +68,6 @@ def pooled(matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:
     """The same matrices, in arrays that they share where their tables are equally large."""
     slots = {t.arrays["table"].shape[-1] for t in matrices if not t.is_dense}
     return window_pool.pooled(matrices) if len(slots) == 1 else tuple(matrices)
-
-
-def _layout(shapes: Sequence[tuple[int, int]], tile: tuple[int, int], copies: int) -> Layout:
-    rows, columns = tile
-    down = [-(-out // rows) for out, _ in shapes]
-    tiles = sum(each * -(-k // columns) for each, (_, k) in zip(down, shapes, strict=True))
-    groups = tiles * units_per_tile(tile) // units_of_group(tile)
-    lanes = groups * rans_coder.LANES
-    return Layout(
-        weights=sum(out * k for out, k in shapes),
-        lanes=lanes,
-        fixed_bits=32 * (lanes + groups * rans_coder.WARPS) + 8 * rows * sum(down),
-        copies=copies,
-    )
 
 
 def plan(
@@ -125,73 +105,10 @@ def plan(
             shapes.append((w.shape[0], w.shape[1]))
             yield whole, known[number]
 
-    found = _search(padded, lambda: _layout(shapes, tile, copies), target, None)[0]
+    found = search(padded, lambda: layout_for(shapes, tile, copies), target, None)[0]
     if target.mse == 0 and found.expected_bits > (1 + _CLOSE_ENOUGH) * target.bits_per_weight:
         raise _unmet(found.expected_bits, target, f"{len(shapes)} matrices", tile)
     return found
-
-
-def _search(
-    padded: Callable[[], Iterable[tuple[jax.Array, Weighing]]],
-    layout: Callable[[], Layout],
-    target: Target,
-    counted: Histogram | None,
-) -> tuple[Plan, Histogram]:
-    """The plan for weights, and the counts that it was made with.
-
-    Args:
-      padded: gives the weights bf16[OUT, K] and how their columns' errors count, each time it is
-        called.
-      layout: says what is stored of them, once they were given.
-      target: what to meet.
-      counted: counts of them, where they are known.
-    """
-    counts = counted or histogram((w, how.levels) for w, how in padded())
-    found = _plan_of(counts, padded, layout, target)
-    if counted is not None or all(how.taken is None for _, how in padded()):
-        return found, counts
-
-    def fed_back() -> Iterator[tuple[jax.Array, Weighing]]:
-        for w, how in padded():
-            yield _quantised(w, how, before)[1].astype(jnp.bfloat16), how
-
-    # Weights that make up for errors are spread more, by what the plan before them lost.
-    for _ in range(_FEEDBACKS):
-        before = found
-        counts = histogram((w, how.levels) for w, how in fed_back())
-        found = _plan_of(counts, fed_back, layout, target)
-    return found, counts
-
-
-def _plan_of(
-    counts: Histogram,
-    padded: Callable[[], Iterable[tuple[jax.Array, Weighing]]],
-    layout: Callable[[], Layout],
-    target: Target,
-) -> Plan:
-    """The plan for weights that were counted; arguments of `_search`."""
-    found = ecsq_plan.make_plan(counts, layout(), target)
-    for _ in range(_RECOUNTS):
-        # Where rows are many that would saturate they are shifted, and then counts differ.
-        reach = found.step * (found.symbols.largest + 0.5)
-        if np.mean(counts.tops.astype(np.float64) > reach) <= _FEW:
-            break
-        shifted = histogram((_shifted(w, found)[0], how.levels) for w, how in padded())
-        recounted = dataclasses.replace(
-            shifted, tops=counts.tops, mean=counts.mean, is_shifted=True
-        )
-        found = ecsq_plan.make_plan(recounted, layout(), target)
-    return found
-
-
-def _shifted(w: jax.Array, plan: Plan) -> tuple[jax.Array, np.ndarray]:
-    """Weights bf16[OUT, K] over what rows are coarser by than the plan's step, and their shifts."""
-    table = plan.tables_of(np.asarray(spread_bins(w)))
-    shift = row_shifts(w, plan.step, plan.largest[table])
-    if not shift.any():
-        return w, shift
-    scale = row_scale(jnp.float32(1), jnp.asarray(shift, jnp.uint32))
-    return (w.astype(jnp.float32) / scale[:, None]).astype(jnp.bfloat16), shift
 
 
 def _unmet(bits: float, target: Target, what: str, tile: tuple[int, int]) -> UserError:
@@ -219,7 +136,8 @@ def encode(
       bits_per_weight: the rate to meet within 2 %, everything included. Few weights may have
         less, where more would not make them better; those too few to pay for a table of 4 KiB
         and for 528 bytes of states each 32,768 weights cannot meet it.
-      mse: where above 0, the mean squared error to meet instead, whatever the importance.
+      mse: where above 0, the mean squared error to meet instead, whatever the importance; where
+        errors are fed back, that of the weights that they were fed back to.
       plan: what to encode with instead of what meets the targets for this matrix alone.
       importance: how much errors of each column count, float32[K] above 0, or mean products of
         the inputs float32[K, K], with which errors are fed back too; None where all columns are
@@ -237,8 +155,8 @@ def encode(
     most = (1 + _CLOSE_ENOUGH) * bits_per_weight
     aim, counts, trials = target, None, []
     for _ in range(_TRIALS):
-        found, counts = _search(
-            lambda: [(padded, how)], lambda: _layout([shape], tile, 1), aim, counts
+        found, counts = search(
+            lambda: [(padded, how)], lambda: layout_for([shape], tile, 1), aim, counts
         )
         trials.append(_encode(padded, how, shape, tile, target, found))
         excess = trials[-1].bits_per_weight - bits_per_weight
@@ -261,7 +179,7 @@ def _encode(
 ) -> TiledMatrix:
     """Encodes a matrix that was padded to whole tiles."""
     options = tuple(sorted(dataclasses.asdict(target).items()))
-    index, _, codes = _quantised(padded, how, plan)
+    index, _, codes = quantised(padded, how, plan)
     rows = jnp.asarray(codes, jnp.uint8).reshape(-1, tile[0])
     symbols = to_symbols(index, tile, plan.symbols)
     steps = _steps(tile, plan.symbols)
@@ -293,33 +211,6 @@ def _encode(
     return dataclasses.replace(t, arrays={"dense": padded[: shape[0], : shape[1]]})
 
 
-def _quantised(
-    padded: jax.Array, how: Weighing, plan: Plan
-) -> tuple[jax.Array, jax.Array, np.ndarray]:
-    """Indices int16[OUT, K], the weights [OUT, K] that they are of, and rows int[OUT] as stored.
-
-    These weights are the padded ones, unless errors are fed back.
-    """
-    shifted, shift = _shifted(padded, plan)
-    own = plan.tables_of(np.asarray(spread_bins(padded)))
-    table = plan.tables_of(np.asarray(spread_bins(shifted)))
-    # A row is shifted for the largest index of its own table.
-    table = np.where(plan.largest[table] < plan.largest[own], own, table)
-    given = (
-        padded,
-        row_scale(jnp.float32(plan.step), jnp.asarray(shift, jnp.uint32)),
-        jnp.asarray(plan.zones),
-        jnp.asarray(plan.largest),
-        jnp.asarray(table, jnp.int32),
-        jnp.asarray(importance_of(how.levels), jnp.float32),
-    )
-    if how.taken is None:
-        index, weights = quantise(*given), padded
-    else:
-        index, weights = compensated(*given, how.taken)
-    return index, weights, table | shift << _SHIFT
-
-
 def _steps(tile: tuple[int, int], symbols: SymbolLayout) -> int:
     """STEPS of a group."""
     return units_of_group(tile) * window_layout.REGISTERS * symbols.steps
@@ -341,4 +232,4 @@ def decode_tile(t: TiledMatrix, index: jax.Array) -> jax.Array:
 
     symbols = jax.vmap(group)(arrays["states"][slot], arrays["starts"][slot], tables)
     step = arrays["step"].at[table + place.first_table].get(mode="clip")
-    return dequantise(to_indices(symbols, tile, layout), row_scale(step, rows >> _SHIFT))
+    return dequantise(to_indices(symbols, tile, layout), row_scale(step, rows >> SHIFT))
