@@ -16,7 +16,8 @@ from codecjax.io.huggingface import HuggingFaceFolder
 from codecjax.operations import decode
 from experiments import environment
 from experiments.configuration import codec_label, codec_options, slug, tile_of
-from experiments.quality import measure, stored_by
+from experiments.quality import measure
+from experiments.quality_candidates import stored_by
 from experiments.records import plain, read_json, write_json
 from experiments.stdlib_corpus import read_corpus
 

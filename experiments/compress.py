@@ -1,6 +1,7 @@
 """Compresses a Hugging Face folder into a codecjax checkpoint and says what that saved.
 
 python -m experiments.compress --model=experiments/embedded_model --output=runs/embedded.codecjax
+python -m experiments.compress --model=FOLDER --output=FOLDER --codec=ecsq --calibration=TEXTFILE
 """
 
 import math
@@ -15,7 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 import codecjax
-from codecjax.codecs import CODECS, check_options, distortion, is_lossy, plans
+from codecjax.codecs import CODECS, check_options, check_weighs, distortion, is_lossy, plans
 from codecjax.codecs.cast import to_bf16, warn_of_cast
 from codecjax.errors import UserError
 from codecjax.io.huggingface import read_folder
@@ -24,6 +25,7 @@ from codecjax.models.model import Model, encode_weights
 from codecjax.models.parameters import parameters, walk
 from codecjax.tiles import DEFAULT_TILE, TiledMatrix, check_tile
 from experiments import cli, formats
+from experiments.calibration_text import importance_of, tokens_of_file
 from experiments.progress import make_console
 
 
@@ -53,6 +55,12 @@ def define_flags() -> None:
     flags.DEFINE_string("output", "", "Checkpoint to write; one that is there is replaced.")
     flags.DEFINE_string("codec", "window", f"How to store the weights: {', '.join(CODECS)}.")
     cli.define_codec_options()
+    flags.DEFINE_string(
+        "calibration",
+        "",
+        "Text in UTF-8 that the model should do well on: of codec ecsq, errors then count as they "
+        "matter there, and columns make up for the errors of those before. Without where empty.",
+    )
     flags.DEFINE_integer("tile_rows", rows, "Rows of a tile, a multiple of 64.")
     flags.DEFINE_integer("tile_columns", columns, "Columns of a tile, a multiple of 128.")
 
@@ -120,10 +128,17 @@ def main(argv: list[str]) -> int:
             raise UserError(f"--{name} is missing: give --model=FOLDER --output=FOLDER")
     options = check_options(values.codec, cli.codec_options())
     tile = check_tile((values.tile_rows, values.tile_columns))
+    if values.calibration:
+        check_weighs(values.codec)
     console = make_console()
     start = time.perf_counter()
     console.print(f"reads {values.model}", highlight=False, markup=False, soft_wrap=True)
     folder = read_folder(values.model)
+    importance = None
+    if values.calibration:
+        said = f"runs the model on {values.calibration}"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        importance = importance_of(folder, tokens_of_file(values.calibration, folder))
     model = encode_weights(
         folder.config,
         _Watched(folder.weights, _takes(folder.config, values.codec), console),
@@ -131,6 +146,7 @@ def main(argv: list[str]) -> int:
         tile,
         options,
         folder.tokenizer,
+        importance,
     )
     if model.cast is not None:
         warn_of_cast(model.cast)

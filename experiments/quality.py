@@ -4,7 +4,8 @@ python -m experiments.quality
 python -m experiments.quality --peers --out=experiments/records/cpu/quality.json
 
 Measures the embedded model, on the held-out modules of the running Python's library, stored by
-`ecsq` at several rates and by quantisers that round to the nearest.
+`ecsq` at several rates and by quantisers that round to the nearest. Calibrated rows feed errors
+back as inputs on the training modules say.
 """
 
 import dataclasses
@@ -21,19 +22,16 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from codecjax.codecs import distortion
-from codecjax.codecs.distortion import Distortion, gaussian_bound
-from codecjax.codecs.intervals import Option
 from codecjax.errors import UserError
 from codecjax.io.huggingface import HuggingFaceFolder, read_folder
 from codecjax.models.config import LlamaConfig
 from codecjax.models.llama import forward
-from codecjax.models.model import encode_weights
-from codecjax.models.parameters import parameters, to_tree
-from codecjax.operations import decode
-from codecjax.tiles import TiledMatrix, check_tile
+from codecjax.models.parameters import to_tree
+from codecjax.tiles import check_tile
 from experiments import cli, environment, formats
 from experiments.bits_per_byte import token_ids, windows
+from experiments.calibration_text import importance_of, training_tokens
+from experiments.quality_candidates import Candidate, rounded, stored_by_ecsq
 from experiments.records import write_json
 from experiments.round_to_nearest import BASELINES, PEERS, Rounded
 from experiments.stdlib_corpus import read_corpus
@@ -133,68 +131,6 @@ def measure(
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A way to store a model: the weights that it gives, and what they cost."""
-
-    weights: dict[str, jax.Array]
-    distortion: Distortion
-
-
-def projections(folder: HuggingFaceFolder) -> dict[str, jax.Array]:
-    """The weights that codecs store, bf16[OUT, K] by Hugging Face tensor name."""
-    names = [each.huggingface for each in parameters(folder.config) if each.projection]
-    return {name: jnp.asarray(folder.weights[name]) for name in names}
-
-
-def stored_by(
-    folder: HuggingFaceFolder, codec: str, tile: tuple[int, int], options: Mapping[str, Option]
-) -> dict[str, TiledMatrix]:
-    """The projections stored by a codec, all of the model together, by Hugging Face tensor name."""
-    model = encode_weights(folder.config, folder.weights, codec, tile, options)
-    return {
-        each.huggingface: model.matrices[each.name]
-        for each in parameters(folder.config)
-        if each.projection
-    }
-
-
-def stored_by_ecsq(
-    folder: HuggingFaceFolder, bits_per_weight: float, tile: tuple[int, int]
-) -> Candidate:
-    """The model stored by `ecsq` at a rate."""
-    stored = stored_by(folder, "ecsq", tile, {"bits_per_weight": bits_per_weight})
-    plain = projections(folder)
-    found = distortion.measure([(plain[name], t) for name, t in stored.items()])
-    return Candidate({name: decode(t) for name, t in stored.items()}, found)
-
-
-def rounded(folder: HuggingFaceFolder, quantise: Callable[[jax.Array], Rounded]) -> Candidate:
-    """The model quantised matrix by matrix."""
-    plain = projections(folder)
-    quantised = {name: quantise(w) for name, w in plain.items()}
-    weights = {name: each.weights for name, each in quantised.items()}
-    bits = sum(each.bits_per_weight * each.weights.size for each in quantised.values())
-    return Candidate(weights, _distortion(plain, weights, bits))
-
-
-def _distortion(
-    plain: Mapping[str, jax.Array], weights: Mapping[str, jax.Array], bits: float
-) -> Distortion:
-    """That of weights which no codec stores, by float64 on the host."""
-    total = sum(w.size for w in plain.values())
-    variances, counts, error, square = [], [], 0.0, 0.0
-    for name, w in plain.items():
-        wide = np.asarray(w, np.float64)
-        variances.append(np.square(wide).mean(axis=1))
-        counts.append(np.full(w.shape[0], w.shape[1]))
-        error += float(np.square(wide - np.asarray(weights[name], np.float64)).sum())
-        square += float(np.square(wide).sum())
-    mse = error / total
-    bound = gaussian_bound(np.concatenate(variances), np.concatenate(counts), mse)
-    return Distortion(total, bits / total, mse, 10 * math.log10(square / error), bound)
-
-
 def rows_of(
     folder: HuggingFaceFolder,
     rates: Sequence[float],
@@ -202,8 +138,21 @@ def rows_of(
     tile: tuple[int, int],
     texts: Mapping[str, str],
     say: Callable[[str], None] = lambda text: None,
+    calibrated_rates: Sequence[float] = (),
+    calibration: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """One record for each way to store the model, bf16 first."""
+    """One record for each way to store the model, bf16 first.
+
+    Args:
+      folder: the bf16 model.
+      rates: of `ecsq`.
+      baselines: quantisers of one matrix, by name.
+      tile: (rows, columns).
+      texts: to predict, by name.
+      say: told of progress.
+      calibrated_rates: of `ecsq` that is calibrated on `calibration`.
+      calibration: int32[N, S], tokens of other texts.
+    """
     candidates: dict[str, Candidate] = {}
     for name, quantise in baselines.items():
         say(f"quantises by {name}")
@@ -211,6 +160,13 @@ def rows_of(
     for rate in rates:
         say(f"encodes by ecsq at {rate:g} bits a weight")
         candidates[f"ecsq {rate:g}"] = stored_by_ecsq(folder, rate, tile)
+    if calibration is not None:
+        say(f"runs the model on {calibration.size} tokens")
+        importance = importance_of(folder, calibration)
+        for rate in calibrated_rates:
+            say(f"encodes by ecsq at {rate:g} bits a weight, calibrated")
+            name = f"ecsq {rate:g}, calibrated"
+            candidates[name] = stored_by_ecsq(folder, rate, tile, importance)
     models: dict[str, Mapping[str, jax.Array]] = {"bf16": {}}
     models |= {name: each.weights for name, each in candidates.items()}
     found = measure(folder, models, texts, say)
@@ -258,10 +214,7 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: give --out=FILE")
     values = flags.FLAGS
-    try:
-        rates = [float(rate) for rate in values.rates]
-    except ValueError as error:
-        raise UserError(f"--rates {values.rates} are no numbers: give bits a weight") from error
+    rates, calibrated_rates = (_numbers(name) for name in ("rates", "calibrated_rates"))
     console = Console()
 
     def say(text: str) -> None:
@@ -277,13 +230,16 @@ def main(argv: list[str]) -> int:
     texts = {name: corpus.held_out[name] for name in chosen}
     baselines = {**BASELINES, **PEERS} if values.peers else BASELINES
     tile = check_tile((values.tile_rows, values.tile_columns))
-    rows = rows_of(read_folder(values.model), rates, baselines, tile, texts, say)
+    folder = read_folder(values.model)
+    calibration = training_tokens(corpus, folder) if calibrated_rates else None
+    rows = rows_of(folder, rates, baselines, tile, texts, say, calibrated_rates, calibration)
     record = {
         "environment": environment.describe({"decode": "xla"}),
         "qwix": environment.package_version("qwix") if values.peers else None,
         "model": values.model,
         "tile": tile,
         "texts": {"modules": chosen, "bytes": sum(len(text.encode()) for text in texts.values())},
+        "calibration_tokens": 0 if calibration is None else calibration.size,
         "rows": rows,
     }
     write_json(Path(values.out), record)
@@ -292,11 +248,20 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _numbers(flag: str) -> list[float]:
+    given = flags.FLAGS[flag].value
+    try:
+        return [float(each) for each in given]
+    except ValueError as error:
+        raise UserError(f"--{flag} {given} are no numbers: give bits a weight") from error
+
+
 def define_flags() -> None:
     flags.DEFINE_string(
         "model", "experiments/embedded_model", "Hugging Face folder that train_embedded made."
     )
     flags.DEFINE_list("rates", ["2", "3", "4", "4.125", "4.25", "5", "6", "7", "8"], "Of ecsq.")
+    flags.DEFINE_list("calibrated_rates", ["2", "3", "4"], "Of ecsq, calibrated on training texts.")
     flags.DEFINE_bool("peers", False, "Also measure what qwix makes of the weights.")
     flags.DEFINE_list("modules", [], "Held-out modules to predict; all where it is empty.")
     # Its key and value matrices have 128 rows, which this tile does not pad.

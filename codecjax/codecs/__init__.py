@@ -10,6 +10,7 @@ import numpy as np
 
 from codecjax.codecs import bf16, ecsq, int8_rans, rans, window
 from codecjax.codecs.cast import CastReport, to_bf16, warn_of_cast
+from codecjax.codecs.ecsq_importance import check_importance
 from codecjax.codecs.intervals import Interval, Option
 from codecjax.codecs.window_pool import own_arrays
 from codecjax.errors import UserError
@@ -61,11 +62,21 @@ def plans(codec: str) -> bool:
     return hasattr(codec_module(codec), "plan")
 
 
+def check_weighs(codec: str) -> None:
+    """UserError unless the codec knows how much errors of each input column count."""
+    if not getattr(codec_module(codec), "WEIGHS", False):
+        weighing = ", ".join(name for name in CODECS if getattr(CODECS[name], "WEIGHS", False))
+        raise UserError(
+            f"codec {codec!r} knows no importance of columns: leave it out, or choose {weighing}"
+        )
+
+
 def plan(
     codec: str,
     weights: Callable[[], Iterable[jax.Array | np.ndarray]],
     tile: tuple[int, int],
     pools: int,
+    importance: Sequence[np.ndarray] | None = None,
     **options: Option,
 ) -> Any:
     """What a codec that plans says of matrices that will be encoded as one model.
@@ -75,6 +86,7 @@ def plan(
       weights: gives them, [OUT, K] each, each time it is called.
       tile: (rows, columns) of a tile.
       pools: how many pools of arrays they will make.
+      importance: of each, as of `encode`; only of a codec that weighs, and checked before.
       **options: the codec's.
 
     Raises:
@@ -86,7 +98,8 @@ def plan(
         for w in weights():
             yield to_bf16(jnp.asarray(w))[0]
 
-    return codec_module(codec).plan(cast, tile, pools, **filled)
+    weighed = {} if importance is None else {"importance": importance}
+    return codec_module(codec).plan(cast, tile, pools, **weighed, **filled)
 
 
 def encode_with_report(
@@ -94,6 +107,7 @@ def encode_with_report(
     codec: str = "window",
     tile: tuple[int, int] = DEFAULT_TILE,
     plan: Any = None,
+    importance: jax.Array | np.ndarray | None = None,
     **options: Option,
 ) -> tuple[TiledMatrix, CastReport | None]:
     """`encode` that returns the report of a cast to bf16 instead of warning of it.
@@ -109,14 +123,18 @@ def encode_with_report(
     if w.ndim != 2 or 0 in w.shape:
         raise UserError(f"a weight of shape {w.shape} cannot be encoded: give it as [OUT, K]")
     w, report = to_bf16(w)
-    planned = {} if plan is None else {"plan": plan}
-    return module.encode(w, tile, **options, **planned), report
+    known = {} if plan is None else {"plan": plan}
+    if importance is not None:
+        check_weighs(codec)
+        known["importance"] = check_importance(importance, w.shape[1])
+    return module.encode(w, tile, **options, **known), report
 
 
 def encode(
     w: jax.Array | np.ndarray,
     codec: str = "window",
     tile: tuple[int, int] = DEFAULT_TILE,
+    importance: jax.Array | np.ndarray | None = None,
     **options: Option,
 ) -> TiledMatrix:
     """Encodes a weight as tiles, on the device that holds it.
@@ -126,6 +144,10 @@ def encode(
         the cast changed.
       codec: a name in CODECS.
       tile: (rows, columns) of a tile, multiples of 64 and 128.
+      importance: of `ecsq` only, up to a factor: how much a squared error counts in each input
+        column, float32[K] above 0; or mean products of the inputs x, E[x x^T], float32[K, K], with
+        which later columns also make up for the errors of those before. None where all columns
+        count alike.
       **options: the codec's options, for example `width` (8, 11 or 16) of `window`, or
         `bits_per_weight` (2 to 8) of `ecsq`.
 
@@ -134,10 +156,10 @@ def encode(
       `int8_rans`, which are lossy, a weight near it, and the same one everywhere.
 
     Raises:
-      UserError: unknown codec, option or dtype, `w` is no matrix, or the codec cannot store it
-        as the options ask.
+      UserError: unknown codec, option or dtype, `w` is no matrix, the codec cannot store it as
+        the options ask, or `importance` does not fit `w` or the codec.
     """
-    t, report = encode_with_report(w, codec, tile, **options)
+    t, report = encode_with_report(w, codec, tile, None, importance, **options)
     if report is not None:
         warn_of_cast(report)
     return t
@@ -161,7 +183,9 @@ def pooled(codec: str, matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ..
 __all__ = [
     "CODECS",
     "cacheable_tiles",
+    "check_importance",
     "check_options",
+    "check_weighs",
     "codec_module",
     "described",
     "encode",

@@ -26,10 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from codecjax.codecs import ecsq_plan, rans_coder, window_layout, window_pool
-from codecjax.codecs.ecsq_histogram import Histogram, histogram, spread_bins
-from codecjax.codecs.ecsq_plan import Layout, Plan, Target
-from codecjax.codecs.ecsq_quantiser import dequantise, quantise, row_scale, row_shifts
+from codecjax.codecs import rans_coder, window_layout, window_pool
+from codecjax.codecs.ecsq_importance import Weighing, weighing
+from codecjax.codecs.ecsq_plan import Plan, Target
+from codecjax.codecs.ecsq_quantiser import dequantise, row_scale
+from codecjax.codecs.ecsq_search import SHIFT, layout_for, quantised, search
 from codecjax.codecs.ecsq_symbols import (
     SymbolLayout,
     layout_of,
@@ -42,20 +43,20 @@ from codecjax.codecs.rans import units_of_group
 from codecjax.codecs.window_pool import place_of
 from codecjax.codecs.window_units import padded_to
 from codecjax.errors import UserError
-from codecjax.tiles import TiledMatrix, units_per_tile
+from codecjax.tiles import TiledMatrix
 
 VERSION = 1
 # A target `mse` above 0 is met instead of the rate.
 OPTIONS = {"bits_per_weight": 4.0, "mse": 0.0}
 CHOICES = {"bits_per_weight": Interval(2.0, 8.0), "mse": Interval(0.0, 1e30)}
 LOSSY = True
+# Errors of some columns may count more than those of others.
+WEIGHS = True
 
-_TABLE_MASK, _SHIFT = 7, 3
+_TABLE_MASK = 7
 # How near a rate is to its target, as a share of it: where trials end, and where they must.
 _CLOSE, _CLOSE_ENOUGH = 0.005, 0.02
 _TRIALS = 4
-# Rows that may saturate without being counted anew, as a share of all, and how often they are.
-_FEW, _RECOUNTS = 0.01, 2
 
 
 def needs_decode(t: TiledMatrix) -> jax.Array:
@@ -69,24 +70,11 @@ def pooled(matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:
     return window_pool.pooled(matrices) if len(slots) == 1 else tuple(matrices)
 
 
-def _layout(shapes: Sequence[tuple[int, int]], tile: tuple[int, int], copies: int) -> Layout:
-    rows, columns = tile
-    down = [-(-out // rows) for out, _ in shapes]
-    tiles = sum(each * -(-k // columns) for each, (_, k) in zip(down, shapes, strict=True))
-    groups = tiles * units_per_tile(tile) // units_of_group(tile)
-    lanes = groups * rans_coder.LANES
-    return Layout(
-        weights=sum(out * k for out, k in shapes),
-        lanes=lanes,
-        fixed_bits=32 * (lanes + groups * rans_coder.WARPS) + 8 * rows * sum(down),
-        copies=copies,
-    )
-
-
 def plan(
     weights: Callable[[], Iterable[jax.Array]],
     tile: tuple[int, int],
     copies: int,
+    importance: Sequence[np.ndarray] | None = None,
     **options: float,
 ) -> Plan:
     """One step and the tables for several matrices, which together meet the target.
@@ -95,6 +83,7 @@ def plan(
       weights: gives them, bf16[OUT, K] each, each time it is called.
       tile: (rows, columns).
       copies: how many pools of arrays the matrices will make.
+      importance: of the columns of each, as of `encode`; None where all are as important.
       **options: the codec's.
 
     Raises:
@@ -103,55 +92,23 @@ def plan(
     target = Target(**options)
     shapes: list[tuple[int, int]] = []
 
-    def padded() -> Iterator[jax.Array]:
+    known: list[Weighing] = []
+
+    def padded() -> Iterator[tuple[jax.Array, Weighing]]:
         shapes.clear()
         for w in weights():
+            whole = padded_to(w, tile)
+            number = len(shapes)
+            if number == len(known):
+                own = None if importance is None else importance[number]
+                known.append(weighing(own, whole.shape[1]))
             shapes.append((w.shape[0], w.shape[1]))
-            yield padded_to(w, tile)
+            yield whole, known[number]
 
-    found = _search(padded, lambda: _layout(shapes, tile, copies), target, None)[0]
+    found = search(padded, lambda: layout_for(shapes, tile, copies), target, None)[0]
     if target.mse == 0 and found.expected_bits > (1 + _CLOSE_ENOUGH) * target.bits_per_weight:
         raise _unmet(found.expected_bits, target, f"{len(shapes)} matrices", tile)
     return found
-
-
-def _search(
-    padded: Callable[[], Iterable[jax.Array]],
-    layout: Callable[[], Layout],
-    target: Target,
-    counted: Histogram | None,
-) -> tuple[Plan, Histogram]:
-    """The plan for weights, and the counts that it was made with.
-
-    Args:
-      padded: gives the weights bf16[OUT, K], each time it is called.
-      layout: says what is stored of them, once they were given.
-      target: what to meet.
-      counted: counts of them, where they are known.
-    """
-    counts = counted or histogram(padded())
-    found = ecsq_plan.make_plan(counts, layout(), target)
-    for _ in range(_RECOUNTS):
-        # Where rows are many that would saturate they are shifted, and then counts differ.
-        reach = found.step * (found.symbols.largest + 0.5)
-        if np.mean(counts.tops.astype(np.float64) > reach) <= _FEW:
-            break
-        shifted = histogram(_shifted(w, found)[0] for w in padded())
-        recounted = dataclasses.replace(
-            shifted, tops=counts.tops, mean=counts.mean, is_shifted=True
-        )
-        found = ecsq_plan.make_plan(recounted, layout(), target)
-    return found, counts
-
-
-def _shifted(w: jax.Array, plan: Plan) -> tuple[jax.Array, np.ndarray]:
-    """Weights bf16[OUT, K] over what rows are coarser by than the plan's step, and their shifts."""
-    table = plan.tables_of(np.asarray(spread_bins(w)))
-    shift = row_shifts(w, plan.step, plan.largest[table])
-    if not shift.any():
-        return w, shift
-    scale = row_scale(jnp.float32(1), jnp.asarray(shift, jnp.uint32))
-    return (w.astype(jnp.float32) / scale[:, None]).astype(jnp.bfloat16), shift
 
 
 def _unmet(bits: float, target: Target, what: str, tile: tuple[int, int]) -> UserError:
@@ -169,6 +126,7 @@ def encode(
     bits_per_weight: float,
     mse: float,
     plan: Plan | None = None,
+    importance: np.ndarray | None = None,
 ) -> TiledMatrix:
     """Encodes bf16[OUT, K].
 
@@ -178,22 +136,29 @@ def encode(
       bits_per_weight: the rate to meet within 2 %, everything included. Few weights may have
         less, where more would not make them better; those too few to pay for a table of 4 KiB
         and for 528 bytes of states each 32,768 weights cannot meet it.
-      mse: where above 0, the mean squared error to meet instead.
+      mse: where above 0, the mean squared error to meet instead, whatever the importance; where
+        errors are fed back, that of the weights that they were fed back to.
       plan: what to encode with instead of what meets the targets for this matrix alone.
+      importance: how much errors of each column count, float32[K] above 0, or mean products of
+        the inputs float32[K, K], with which errors are fed back too; None where all columns are
+        as important.
 
     Raises:
       UserError: a weight is not finite, or the rate cannot be met.
     """
     target = Target(bits_per_weight, mse)
     padded = padded_to(w, tile)
+    how = weighing(importance, padded.shape[1])
     shape = (w.shape[0], w.shape[1])
     if plan is not None:
-        return _encode(padded, shape, tile, target, plan)
+        return _encode(padded, how, shape, tile, target, plan)
     most = (1 + _CLOSE_ENOUGH) * bits_per_weight
     aim, counts, trials = target, None, []
     for _ in range(_TRIALS):
-        found, counts = _search(lambda: [padded], lambda: _layout([shape], tile, 1), aim, counts)
-        trials.append(_encode(padded, shape, tile, target, found))
+        found, counts = search(
+            lambda: [(padded, how)], lambda: layout_for([shape], tile, 1), aim, counts
+        )
+        trials.append(_encode(padded, how, shape, tile, target, found))
         excess = trials[-1].bits_per_weight - bits_per_weight
         if mse > 0 or abs(excess) <= _CLOSE * bits_per_weight:
             return trials[-1]
@@ -205,24 +170,17 @@ def encode(
 
 
 def _encode(
-    padded: jax.Array, shape: tuple[int, int], tile: tuple[int, int], target: Target, plan: Plan
+    padded: jax.Array,
+    how: Weighing,
+    shape: tuple[int, int],
+    tile: tuple[int, int],
+    target: Target,
+    plan: Plan,
 ) -> TiledMatrix:
     """Encodes a matrix that was padded to whole tiles."""
     options = tuple(sorted(dataclasses.asdict(target).items()))
-    shifted, shift = _shifted(padded, plan)
-    own = plan.tables_of(np.asarray(spread_bins(padded)))
-    table = plan.tables_of(np.asarray(spread_bins(shifted)))
-    # A row is shifted for the largest index of its own table.
-    table = np.where(plan.largest[table] < plan.largest[own], own, table)
-    rows = jnp.asarray(table | shift << _SHIFT, jnp.uint8).reshape(-1, tile[0])
-    scale = row_scale(jnp.float32(plan.step), jnp.asarray(shift, jnp.uint32))
-    index = quantise(
-        padded,
-        scale,
-        jnp.asarray(plan.zones),
-        jnp.asarray(plan.largest),
-        jnp.asarray(table, jnp.int32),
-    )
+    index, _, codes = quantised(padded, how, plan)
+    rows = jnp.asarray(codes, jnp.uint8).reshape(-1, tile[0])
     symbols = to_symbols(index, tile, plan.symbols)
     steps = _steps(tile, plan.symbols)
     by_tile_row = tables_of_steps(rows & _TABLE_MASK, tile, plan.symbols, steps)[:, None]
@@ -274,4 +232,4 @@ def decode_tile(t: TiledMatrix, index: jax.Array) -> jax.Array:
 
     symbols = jax.vmap(group)(arrays["states"][slot], arrays["starts"][slot], tables)
     step = arrays["step"].at[table + place.first_table].get(mode="clip")
-    return dequantise(to_indices(symbols, tile, layout), row_scale(step, rows >> _SHIFT))
+    return dequantise(to_indices(symbols, tile, layout), row_scale(step, rows >> SHIFT))

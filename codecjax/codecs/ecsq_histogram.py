@@ -1,4 +1,5 @@
-"""How often each magnitude occurs in weights, by the spread of their rows.
+"""How often each magnitude occurs in weights, by the spread of their rows and the level of their
+columns' importance.
 
 bf16 has 32,640 finite magnitudes, so counts of them say all that the search for a step needs to
 know of weights, however many these are: a step's rate and distortion follow from the counts.
@@ -6,6 +7,7 @@ know of weights, however many these are: a step's rate and distortion follow fro
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable
 
 import jax
@@ -36,13 +38,15 @@ class Histogram:
 
     Attributes:
       bins: int[B], ascending, the spreads that rows have.
-      counts: float64[B, 32640].
+      levels: int[L], ascending, the levels of importance that columns have.
+      counts: float64[B, L, 32640].
       tops: float32[ROWS], the largest magnitude of each row.
       mean: the mean magnitude.
       is_shifted: whether the rows of what was counted are shifted as a plan said.
     """
 
     bins: np.ndarray
+    levels: np.ndarray
     counts: np.ndarray
     tops: np.ndarray
     mean: float
@@ -64,30 +68,39 @@ def spread_bins(w: jax.Array) -> jax.Array:
     return jnp.where(mean > 0, bins, SILENT)
 
 
-@functools.partial(jax.jit, static_argnames=("bins",))
-def _count(w: jax.Array, number: jax.Array, bins: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("places",))
+def _count(w: jax.Array, row: jax.Array, column: jax.Array, places: int) -> jax.Array:
+    """int32[places * 32640]: counts of magnitudes by the sum of a row's and a column's number."""
     bits = jax.lax.bitcast_convert_type(w, jnp.uint16) & 0x7FFF
-    place = number[:, None] * MAGNITUDES + bits.astype(jnp.int32)
-    return jnp.zeros(bins * MAGNITUDES, jnp.int32).at[place.reshape(-1)].add(1)
+    place = (row[:, None] + column) * MAGNITUDES + bits.astype(jnp.int32)
+    return jnp.zeros(places * MAGNITUDES, jnp.int32).at[place.reshape(-1)].add(1)
 
 
-def histogram(weights: Iterable[jax.Array]) -> Histogram:
-    """Counts weights bf16[OUT, K], one after another; UserError where one is not finite."""
-    found: dict[int, np.ndarray] = {}
+def histogram(weights: Iterable[tuple[jax.Array, np.ndarray]]) -> Histogram:
+    """Counts weights, one after another; UserError where one is not finite.
+
+    Args:
+      weights: pairs of bf16[OUT, K] and its columns' levels of importance, int[K].
+    """
+    found: dict[tuple[int, int], np.ndarray] = {}
     tops: list[np.ndarray] = []
-    for w in weights:
+    for w, levels in weights:
         check_finite(w, "ecsq")
         tops.append(np.asarray(jnp.max(jnp.abs(w), axis=1)).astype(np.float32))
-        spreads = np.asarray(spread_bins(w))
-        bins, number = np.unique(spreads, return_inverse=True)
+        own_bins, row = np.unique(np.asarray(spread_bins(w)), return_inverse=True)
+        own_levels, column = np.unique(levels, return_inverse=True)
+        both = list(itertools.product(own_bins.tolist(), own_levels.tolist()))
+        numbers = jnp.asarray(row * len(own_levels), jnp.int32), jnp.asarray(column, jnp.int32)
         rows = max(1, _AT_ONCE // w.shape[1])
         for start in range(0, w.shape[0], rows):
             part = slice(start, start + rows)
-            counts = _count(w[part], jnp.asarray(number[part], jnp.int32), len(bins))
-            by_bin = np.asarray(counts, np.float64).reshape(len(bins), -1)
-            for each, of_bin in zip(bins.tolist(), by_bin, strict=True):
-                found[each] = found.get(each, 0.0) + of_bin
-    ordered = sorted(found)
-    counts = np.stack([found[each] for each in ordered])
-    mean = float((counts.sum(axis=0) @ magnitude_values()) / counts.sum())
-    return Histogram(np.array(ordered), counts, np.concatenate(tops), mean)
+            counts = _count(w[part], numbers[0][part], numbers[1], len(both))
+            by_place = np.asarray(counts, np.float64).reshape(len(both), -1)
+            for each, of_place in zip(both, by_place, strict=True):
+                found[each] = found.get(each, 0.0) + of_place
+    bins, levels_found = (sorted({each[axis] for each in found}) for axis in range(2))
+    counts = np.zeros((len(bins), len(levels_found), MAGNITUDES))
+    for (spread, level), of_place in found.items():
+        counts[bins.index(spread), levels_found.index(level)] = of_place
+    mean = float((counts.sum(axis=(0, 1)) @ magnitude_values()) / counts.sum())
+    return Histogram(np.array(bins), np.array(levels_found), counts, np.concatenate(tops), mean)

@@ -63,7 +63,7 @@ class Plan:
     Attributes:
       step: of all rows that are not shifted, a float32 value.
       first_bins: int[n], ascending: the smallest spread of the rows of each of their tables.
-      zones: float32[TABLES, Q + 1], dead zones.
+      zones: float32[TABLES, Q + 1], dead zones at importance 1.
       largest: int32[TABLES], largest index.
       frequencies: int32[TABLES, 256], of symbols.
       symbols: how indices are symbols.
@@ -90,7 +90,8 @@ def _merged(
     histogram: Histogram, step: float, largest: int, table_bits: int, tables: int
 ) -> np.ndarray:
     """int[TABLES]: first bin, by number, of each table; at most `tables`, each worth its bits."""
-    counts = quantised(Sums(histogram.counts, histogram.row_length), step, largest).counts
+    sums = Sums(histogram.counts, histogram.levels, histogram.row_length)
+    counts = quantised(sums, step, largest).counts
     parts = list(counts)
     first = list(range(len(parts)))
     while len(parts) > 1:
@@ -189,7 +190,8 @@ def _planned(histogram: Histogram, layout: Layout, target: Target, symbols: Symb
     # The first rounds choose tables that are worth their bits at the step of the round before, and
     # each knows of the one before what the coder adds to an ideal one's bits.
     for number in range(_PLANS):
-        sums = Sums(np.add.reduceat(histogram.counts, first, axis=0), histogram.row_length)
+        by_table = np.add.reduceat(histogram.counts, first, axis=0)
+        sums = Sums(by_table, histogram.levels, histogram.row_length)
         fixed_bits = layout.fixed_bits + (own + len(first)) * table_bits
         step = _step_for(target, histogram, sums, most, layout, fixed_bits + beyond_ideal)
         found = quantised(sums, step, most)

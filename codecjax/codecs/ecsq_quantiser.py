@@ -9,6 +9,7 @@ so q is |w| / s rounded, or one less where |w| / s < q - 1/2 + dead_zone[q], wit
     dead_zone[q] = LAGRANGE / 2 * (bits(q) - bits(q - 1))
 
 which is what makes the zone of 0 wider than the others. Its value is q * s, rounded to bf16.
+Where errors of a column count `importance` times, its dead zones are that much narrower.
 (G. J. Sullivan, "Efficient scalar quantization of exponential and Laplacian random variables",
 IEEE Trans. Information Theory 42(5), 1996, shows that it is optimal for such sources.)
 """
@@ -27,10 +28,19 @@ _QUARTERS = np.exp2(np.arange(4) / 4).astype(np.float32)
 
 
 def dead_zones(bits: np.ndarray) -> np.ndarray:
-    """float64[TABLES, Q + 1]: the dead zone of each index, given bits[TABLES, Q + 1]."""
-    zones = LAGRANGE / 2 * np.diff(bits, axis=-1, prepend=bits[:, :1])
+    """float64[TABLES, Q + 1]: each index's dead zone at importance 1; bits[TABLES, Q + 1]."""
+    return LAGRANGE / 2 * np.diff(bits, axis=-1, prepend=bits[:, :1])
+
+
+def weighted_zones(zones: np.ndarray, importance: np.ndarray) -> np.ndarray:
+    """float64[TABLES, L, Q + 1]: dead zones at each importance float64[L], as `quantise` has them.
+
+    Args:
+      zones: [TABLES, Q + 1], `dead_zones`.
+      importance: [L], above 0.
+    """
     # Within these, the rounded index and the one below are the only candidates.
-    return np.clip(zones, 0, 1)
+    return np.clip(zones[:, None] / importance[:, None], 0, 1)
 
 
 @jax.jit
@@ -73,7 +83,12 @@ def row_shifts(w: jax.Array, step: float, largest: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def quantise(
-    w: jax.Array, scale: jax.Array, zones: jax.Array, largest: jax.Array, table: jax.Array
+    w: jax.Array,
+    scale: jax.Array,
+    zones: jax.Array,
+    largest: jax.Array,
+    table: jax.Array,
+    importance: jax.Array,
 ) -> jax.Array:
     """Indices of weights.
 
@@ -83,6 +98,7 @@ def quantise(
       zones: float32[TABLES, Q + 1], `dead_zones` of each table's bits.
       largest: int32[TABLES], largest index of each table.
       table: int32[OUT], each row's table.
+      importance: float32[K], how much errors of each column count.
 
     Returns:
       int16[OUT, K], -Q..Q.
@@ -92,7 +108,7 @@ def quantise(
     most = jnp.minimum(largest[table], jnp.floor(_LARGEST_BF16 / scale))
     index = jnp.floor(jnp.minimum(magnitude, most[:, None]) + 0.5).astype(jnp.int32)
     index = jnp.minimum(index, most[:, None].astype(jnp.int32))
-    zone = zones[table[:, None], index]
+    zone = jnp.clip(zones[table[:, None], index] / importance, 0, 1)
     lower = magnitude < index.astype(jnp.float32) - 0.5 + zone
     index = jnp.maximum(index - lower.astype(jnp.int32), 0)
     return jnp.where(w < 0, -index, index).astype(jnp.int16)

@@ -10,7 +10,8 @@ import functools
 import numpy as np
 
 from codecjax.codecs.ecsq_histogram import magnitude_values
-from codecjax.codecs.ecsq_quantiser import dead_zones
+from codecjax.codecs.ecsq_levels import importance_of
+from codecjax.codecs.ecsq_quantiser import dead_zones, weighted_zones
 
 # Thresholds and the rates that they follow from settle in a few rounds.
 _ROUNDS = 8
@@ -24,49 +25,57 @@ def entropy(counts: np.ndarray) -> np.ndarray:
 
 
 class Sums:
-    """Sums over the magnitudes of rows that share a table, between any two thresholds."""
+    """Sums over the magnitudes of rows that share a table, between any two thresholds.
 
-    def __init__(self, counts: np.ndarray, row_length: float) -> None:
+    Attributes:
+      tables: TABLES.
+      importance: float64[L], what errors at each level count.
+    """
+
+    def __init__(self, counts: np.ndarray, levels: np.ndarray, row_length: float) -> None:
+        """Of counts float64[TABLES, L, 32640], at levels int[L]."""
         self._counts, self._row_length = counts, row_length
         self.tables = len(counts)
+        self.importance = importance_of(levels)
         self.values = magnitude_values()
         powers = np.stack([counts * self.values**power for power in range(3)])
-        self._below = np.pad(np.cumsum(powers, axis=-1), ((0, 0), (0, 0), (1, 0)))
+        self._below = np.pad(np.cumsum(powers, axis=-1), ((0, 0), (0, 0), (0, 0), (1, 0)))
 
     def between(self, thresholds: np.ndarray) -> np.ndarray:
-        """float64[3, TABLES, Q + 1]: sums of the powers 0, 1 and 2 of magnitudes by index.
+        """float64[3, TABLES, L, Q + 1]: sums of the powers 0, 1 and 2 of magnitudes by index.
 
         Args:
-          thresholds: float64[TABLES, Q], where each index from 1 on begins.
+          thresholds: float64[TABLES, L, Q], where each index from 1 on begins.
         """
         edges = np.searchsorted(self.values, thresholds)
-        edges = np.pad(edges, ((0, 0), (1, 1)), constant_values=(0, len(self.values)))
+        ends = ((0, 0), (0, 0), (1, 1))
+        edges = np.pad(edges, ends, constant_values=((0, 0), (0, 0), (0, len(self.values))))
         return np.diff(np.take_along_axis(self._below, edges[None], axis=-1), axis=-1)
 
     def above(self, threshold: float) -> np.ndarray:
         """float64[TABLES]: how many magnitudes are above a threshold."""
         first = int(np.searchsorted(self.values, threshold, side="right"))
-        return self._counts[:, first:].sum(axis=-1)
+        return self._counts[:, :, first:].sum(axis=(1, 2))
 
     def error_of_largest(self, thresholds: np.ndarray, step: float, largest: int) -> np.ndarray:
-        """float64[TABLES]: squared error of the magnitudes that have the largest index.
+        """float64[TABLES, L]: squared error of the magnitudes that have the largest index.
 
         One far beyond it may have its row shifted: its error is at most that of all the row,
         then so coarse that it is within reach.
 
         Args:
-          thresholds: float64[TABLES], where the largest index begins.
+          thresholds: float64[TABLES, L], where the largest index begins.
           step: the step.
           largest: largest index.
         """
-        errors = np.zeros(self.tables)
-        for table, first in enumerate(np.searchsorted(self.values, thresholds)):
+        errors = np.zeros(thresholds.shape)
+        for place, first in np.ndenumerate(np.searchsorted(self.values, thresholds)):
             values = self.values[first:]
             saturated = np.square(values - largest * step)
             shifted = self._row_length * np.square(values / largest) / 12
             far = values > (largest + 0.5) * step
             error = np.where(far, np.minimum(saturated, shifted), saturated)
-            errors[table] = self._counts[table, first:] @ error
+            errors[place] = self._counts[*place, first:] @ error
         return errors
 
 
@@ -77,7 +86,7 @@ class Quantised:
     Attributes:
       sums: over the weights.
       step: the step.
-      zones: float64[TABLES, Q + 1], dead zones.
+      zones: float64[TABLES, Q + 1], dead zones at importance 1.
     """
 
     sums: Sums
@@ -86,9 +95,10 @@ class Quantised:
 
     @functools.cached_property
     def _thresholds(self) -> np.ndarray:
-        """float64[TABLES, Q], where each index from 1 on begins."""
-        edges = self.step * (np.arange(self.zones.shape[1]) - 0.5 + self.zones)
-        return np.maximum.accumulate(edges[:, 1:], axis=-1)
+        """float64[TABLES, L, Q], where each index from 1 on begins."""
+        zones = weighted_zones(self.zones, self.sums.importance)
+        edges = self.step * (np.arange(zones.shape[-1]) - 0.5 + zones)
+        return np.maximum.accumulate(edges[..., 1:], axis=-1)
 
     @functools.cached_property
     def _powers(self) -> np.ndarray:
@@ -97,7 +107,7 @@ class Quantised:
     @property
     def counts(self) -> np.ndarray:
         """float64[TABLES, Q + 1]: how often each index occurs, of either sign."""
-        return self._powers[0]
+        return self._powers[0].sum(axis=1)
 
     @property
     def far(self) -> np.ndarray:
@@ -111,12 +121,12 @@ class Quantised:
 
     @property
     def error(self) -> float:
-        """Sum of squared errors."""
+        """Sum of squared errors, whatever their importance."""
         number, first, second = self._powers
         value = self.step * np.arange(self.zones.shape[1])
         error = second - 2 * value * first + np.square(value) * number
         largest = self.zones.shape[1] - 1
-        error[:, -1] = self.sums.error_of_largest(self._thresholds[:, -1], self.step, largest)
+        error[..., -1] = self.sums.error_of_largest(self._thresholds[..., -1], self.step, largest)
         return float(np.maximum(error, 0).sum())
 
 

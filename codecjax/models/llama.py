@@ -228,6 +228,7 @@ class Llama(nnx.Module):
         parameters: Mapping[str, Any],
         implementation: str | None = None,
         activations: str = "float32",
+        linear: type[TiledLinear] = TiledLinear,
     ) -> None:
         """Builds it around given weights.
 
@@ -237,12 +238,13 @@ class Llama(nnx.Module):
             arrays, the rest arrays, of any float dtype.
           implementation: of the matmuls with a TiledMatrix.
           activations: "float32", or "bfloat16" for speed and for mosaic_gpu.
+          linear: what multiplies by projections; a subclass may watch what it is given.
         """
-        linear: dict[tuple[str, ...], TiledLinear] = {}
+        projections: dict[tuple[str, ...], TiledLinear] = {}
         first_tile = 0
         for group in sharing_inputs(config):
             weights = [at(parameters, parameter) for parameter in group]
-            linear[group[0].path] = TiledLinear(weights, first_tile, implementation, activations)
+            projections[group[0].path] = linear(weights, first_tile, implementation, activations)
             first_tile += sum(t.tiles for t in weights if isinstance(t, TiledMatrix))
         names = [f"layers_{index}" for index in range(config.layers)]
         self.config = config
@@ -252,13 +254,13 @@ class Llama(nnx.Module):
             Layer(
                 config,
                 parameters[name],
-                {path[1]: each for path, each in linear.items() if path[0] == name},
+                {path[1]: each for path, each in projections.items() if path[0] == name},
                 activations,
             )
             for name in names
         )
         self.final_norm = RMSNorm(parameters["final_norm"], config.rms_eps)
-        self.head = None if config.tied else linear["head",]
+        self.head = None if config.tied else projections["head",]
 
     def hidden(
         self,

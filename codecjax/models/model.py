@@ -14,7 +14,9 @@ import tokenizers
 from codecjax.cache import CacheObject
 from codecjax.codecs import (
     cacheable_tiles,
+    check_importance,
     check_options,
+    check_weighs,
     encode_with_report,
     plan,
     plans,
@@ -107,6 +109,7 @@ def encode_weights(
     tile: tuple[int, int],
     options: Mapping[str, Option],
     tokenizer: tokenizers.Tokenizer | None = None,
+    importance: Mapping[str, jax.Array | np.ndarray] | None = None,
 ) -> Model:
     """Encodes a model's weights, one after another, on the default device.
 
@@ -118,15 +121,19 @@ def encode_weights(
       tile: (rows, columns) of a tile.
       options: the codec's.
       tokenizer: the model's, or None.
+      importance: by Hugging Face tensor name of each projection, as of `codecjax.encode`; only of
+        a codec that weighs. `codecjax.models.calibration` measures it.
 
     Raises:
-      UserError: unknown codec or option, a bad tile, a weight that is missing, of the wrong
-        shape or of another dtype, or weights that the codec cannot store as the options ask.
+      UserError: unknown codec or option, a bad tile, a weight or an importance that is missing, of
+        the wrong shape or of another dtype, or weights that the codec cannot store as the options
+        ask.
     """
     filled = check_options(codec, dict(options))
     check_tile(tile)
     cast: CastReport | None = None
     planned = None
+    weighed = _weighed(config, codec, importance)
     if plans(codec):
         with_projections = [[each for each in layer if each.projection] for layer in layers(config)]
         projections = [each for layer in with_projections for each in layer]
@@ -135,14 +142,16 @@ def encode_weights(
             lambda: (_weight_of(each, weights) for each in projections),
             tile,
             sum(map(bool, with_projections)),
+            [weighed[each.huggingface] for each in projections] if weighed else None,
             **filled,
         )
 
     def stored(parameter: Parameter) -> TiledMatrix | jax.Array:
         nonlocal cast
-        weight, report = _store(
-            parameter, _weight_of(parameter, weights), codec, tile, filled, planned
-        )
+        weight, report = to_bf16(jnp.asarray(_weight_of(parameter, weights)))
+        if parameter.projection:
+            own = weighed.get(parameter.huggingface)
+            weight, _ = encode_with_report(weight, codec, tile, planned, own, **filled)
         if report is not None:
             cast = report if cast is None else cast.merge(report)
         return weight
@@ -184,17 +193,22 @@ def _weight_of(
     return weight
 
 
-def _store(
-    parameter: Parameter,
-    weight: jax.Array | np.ndarray,
-    codec: str,
-    tile: tuple[int, int],
-    options: dict[str, Option],
-    planned: Any,
-) -> tuple[TiledMatrix | jax.Array, CastReport | None]:
-    if parameter.projection:
-        return encode_with_report(weight, codec, tile, planned, **options)
-    return to_bf16(jnp.asarray(weight))
+def _weighed(
+    config: LlamaConfig, codec: str, importance: Mapping[str, jax.Array | np.ndarray] | None
+) -> dict[str, np.ndarray]:
+    """The importance of every projection, checked; nothing where there is none."""
+    if importance is None:
+        return {}
+    check_weighs(codec)
+    found = {}
+    for each in parameters(config):
+        if each.projection:
+            if each.huggingface not in importance:
+                raise UserError(
+                    f"the importance of {each.huggingface} is missing: give that of all projections"
+                )
+            found[each.huggingface] = check_importance(importance[each.huggingface], each.shape[1])
+    return found
 
 
 @functools.partial(jax.jit, static_argnames=("shape",))

@@ -36,7 +36,8 @@ def mse(w: jax.Array, other: jax.Array) -> float:
 def planned(w: jax.Array, rate: float, symbols: SymbolLayout) -> ecsq_plan.Plan:
     """A plan whose symbols have one layout, whichever is best; of a matrix of whole tiles."""
     layout = Layout(weights=w.size, lanes=w.size // 64, fixed_bits=w.size // 2, copies=1)
-    return ecsq_plan._planned(histogram([w]), layout, Target(rate), symbols)
+    counts = histogram([(w, np.zeros(w.shape[1], int))])
+    return ecsq_plan._planned(counts, layout, Target(rate), symbols)
 
 
 def symbols_of(arrays: dict[str, np.ndarray], tile: int, table_of: np.ndarray) -> np.ndarray:

@@ -23,8 +23,11 @@ def laplacian_bits(largest: int, ratio: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("ratio", [0.2, 0.6, 0.95])
-def test_indices_minimise_error_and_rate_together(ratio: float) -> None:
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_indices_minimise_error_and_rate_together(ratio: float, spread: float) -> None:
     step, largest = 0.01, 9
+    # Important columns: elsewhere an index may be worth more than one step.
+    importance = np.exp2(spread * np.random.default_rng(0).integers(0, 4, 128))
     w = gaussian_weight(64, 128, 0)
     bits = laplacian_bits(largest, ratio)
     index = quantise(
@@ -33,9 +36,11 @@ def test_indices_minimise_error_and_rate_together(ratio: float) -> None:
         jnp.asarray(dead_zones(bits[None]), jnp.float32),
         jnp.array([largest]),
         jnp.zeros(64, jnp.int32),
+        jnp.asarray(importance, jnp.float32),
     )
     scaled = np.abs(np.asarray(w, np.float64)) / np.float32(step)
-    costs = np.square(scaled[..., None] - np.arange(largest + 1)) + LAGRANGE * bits
+    errors = np.square(scaled[..., None] - np.arange(largest + 1))
+    costs = importance[:, None] * errors + LAGRANGE * bits
     chosen = np.take_along_axis(costs, np.abs(np.asarray(index))[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(chosen, costs.min(axis=-1), atol=1e-5)
     assert (np.sign(index) * np.sign(np.asarray(w, np.float64)) >= 0).all()
@@ -47,10 +52,11 @@ def test_rows_that_would_saturate_are_as_coarse_as_makes_their_error_least() -> 
     shifts = row_shifts(w, step, np.full(64, largest))
     table = jnp.zeros(64, jnp.int32)
     zones = jnp.zeros((1, largest + 1), jnp.float32)
+    every = jnp.ones(128)
 
     def errors(shift: np.ndarray) -> np.ndarray:
         scale = row_scale(jnp.float32(step), jnp.asarray(shift, jnp.uint32))
-        values = dequantise(quantise(w, scale, zones, jnp.array([largest]), table), scale)
+        values = dequantise(quantise(w, scale, zones, jnp.array([largest]), table, every), scale)
         wide = np.asarray(values, np.float64) - np.asarray(w, np.float64)
         return np.square(wide).sum(axis=1)
 

@@ -114,6 +114,14 @@ COMPRESS: dict[str, tuple[list[str], list[str]]] = {
         ["--model=good", "--output=x", "--codec=rans", "--width=8"],
         ["'rans'", "'width'", "probability_bits"],
     ),
+    "no importance": (
+        ["--model=good", "--output=x", "--calibration=text"],
+        ["'window'", "importance", "ecsq"],
+    ),
+    "no calibration text": (
+        ["--model=good", "--output=x", "--codec=ecsq", "--calibration=no text"],
+        ["tokenizer.json"],
+    ),
     "missing model": (["--model=no/model", "--output=x"], ["no/model", "does not exist"]),
     "output in the way": (["--model=good", "--output=a file"], ["a file", "not a folder"]),
 }

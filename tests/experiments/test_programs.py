@@ -19,6 +19,7 @@ from experiments.shapes import SHAPES
 from kernels_pallas.arg_specs import gaussian_weight
 
 ROOT = Path(__file__).parents[2]
+EMBEDDED = ROOT / "experiments" / "embedded_model"
 GOLDEN = ROOT / "tests" / "golden" / "gqa_untied"
 
 
@@ -89,6 +90,19 @@ def test_compress_has_every_codec_and_its_options(tmp_path: Path) -> None:
     weight = np.asarray(weights["model.layers.0.mlp.up_proj.weight"]).view(np.uint16)
     decoded = np.asarray(codecjax.decode(model.matrices["layers.0.mlp.up"])).view(np.uint16)
     np.testing.assert_array_equal(decoded, weight)
+
+
+def test_compress_calibrates_on_a_text(tmp_path: Path) -> None:
+    text, output = tmp_path / "text", tmp_path / "checkpoint"
+    text.write_text("import this\n" * 400)
+    options = ["--codec=ecsq", "--bits_per_weight=4", f"--calibration={text}"]
+    done = program("compress", f"--model={EMBEDDED}", f"--output={output}", *options)
+    assert f"runs the model on {text}" in done.stdout.replace("\n", "")
+    calibrated = codecjax.load(output)
+    assert calibrated.bits_per_weight == pytest.approx(4, rel=0.02)
+    plain = codecjax.load(EMBEDDED, codec="ecsq", bits_per_weight=4.0)
+    for name, t in plain.matrices.items():
+        assert (codecjax.decode(t) != codecjax.decode(calibrated.matrices[name])).any()
 
 
 def test_generate_goes_on_from_a_prompt(tmp_path: Path) -> None:
