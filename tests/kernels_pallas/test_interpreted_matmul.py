@@ -1,4 +1,4 @@
-"""The Mosaic GPU kernels in the Pallas interpreter: the same bits as the reference."""
+"""The Mosaic GPU matmul kernels in the Pallas interpreter: the same bits as of bf16."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,9 +12,8 @@ import pytest
 from codecjax.codecs import encode, pooled
 from codecjax.errors import UserError
 from codecjax.tiles import DECODE, Residency, fill_entry
-from kernels_pallas import decode_mosaic_gpu, matmul_mosaic_gpu, reference_xla
+from kernels_pallas import matmul_mosaic_gpu
 from kernels_pallas.arg_specs import activations
-from kernels_pallas.decode_mosaic_gpu import DecodeConfig
 from kernels_pallas.few_rows_mosaic_gpu import FewRowsConfig
 from kernels_pallas.matmul_mosaic_gpu import MatmulConfig
 from tests.kernels_pallas.cases import (
@@ -22,20 +21,16 @@ from tests.kernels_pallas.cases import (
     FILLS,
     FIRST_TILE,
     HITS,
+    PAGED,
     TOGETHER,
     Case,
     assert_counted,
     assert_page_holds,
-    bits,
     residency,
 )
 
 NO_TILE = jnp.int32(0)
 FIRST = jnp.int32(FIRST_TILE)
-by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-# Pages do not depend on the width: one is enough for the slow interpreter.
-PAGED = [case for case in CASES if case.codec != "bf16" and case.width == 11]
-paged = pytest.mark.parametrize("case", PAGED, ids=lambda case: case.name)
 FEW, MORE = 3, 9
 
 
@@ -50,37 +45,6 @@ def with_rows(cases: Sequence[Case], both: Sequence[str]) -> pytest.MarkDecorato
             if n == FEW or case.name in both
         ],
     )
-
-
-def _two_stages(case: Case, steps: int) -> DecodeConfig | None:
-    """Settings for the cases that have any."""
-    return None if case.codec == "rans" else DecodeConfig(steps, stages=2)
-
-
-@by_name
-def test_decode_gives_back_every_bit(case: Case) -> None:
-    w, _ = decode_mosaic_gpu.decode(case.tiled(), None, NO_TILE, interpret=True)
-    chex.assert_trees_all_equal(bits(w), bits(case.weight()))
-
-
-@pytest.mark.parametrize(("steps", "stages"), [(2, 2), (4, 2), (4, 3)])
-def test_decode_walks_any_number_of_units(steps: int, stages: int) -> None:
-    case, config = CASES[0], DecodeConfig(steps, stages)
-    w, _ = decode_mosaic_gpu.decode(case.tiled(), None, NO_TILE, config=config, interpret=True)
-    chex.assert_trees_all_equal(bits(w), bits(case.weight()))
-
-
-@pytest.mark.parametrize(("steps", "stages"), [(2, 1), (2, 3), (1, 0)])
-def test_stages_that_would_wait_for_ever_are_refused(steps: int, stages: int) -> None:
-    with pytest.raises(ValueError, match="cannot serve"):
-        DecodeConfig(steps, stages)
-
-
-def test_decode_finds_its_matrix_among_others() -> None:
-    shared = pooled("window", [case.tiled() for case in TOGETHER])
-    for case, t in zip(TOGETHER, shared, strict=True):
-        w, _ = decode_mosaic_gpu.decode(t, None, NO_TILE, interpret=True)
-        chex.assert_trees_all_equal(bits(w), bits(case.weight()))
 
 
 @with_rows(CASES, ["width 11", "width 16", "verbatim tile", "no multiple of a tile", "dense"])
@@ -161,35 +125,6 @@ def test_a_page_serves_whichever_matrix_its_tile_is_of(tile: int, share: bool, n
     chex.assert_trees_all_equal(read, alone)
     assert hit is not None
     assert_counted(hit.decoded, matrices, hit=tile)
-
-
-@paged
-def test_decode_fills_and_reads_pages_as_the_reference_does(case: Case) -> None:
-    t = case.tiled()
-    for entries in (FILLS, HITS):
-        mosaic, after = decode_mosaic_gpu.decode(
-            t, residency(t, entries), FIRST, config=_two_stages(case, 2), interpret=True
-        )
-        reference, expected = reference_xla.decode(t, residency(t, entries), FIRST)
-        chex.assert_trees_all_equal(bits(mosaic), bits(reference))
-        assert after is not None
-        assert expected is not None
-        chex.assert_trees_all_equal(bits(after.pages), bits(expected.pages))
-        chex.assert_trees_all_equal(after.decoded, expected.decoded)
-
-
-@paged
-def test_fill_decodes_into_pages_and_nothing_else(case: Case) -> None:
-    t = case.tiled()
-    config = _two_stages(case, t.unit_grid[1])
-    mosaic = decode_mosaic_gpu.fill(t, residency(t, FILLS), FIRST, config=config, interpret=True)
-    reference = reference_xla.fill(t, residency(t, FILLS), FIRST)
-    for after in (mosaic, reference):
-        assert after.pages is not None
-        assert_page_holds(after.pages[4], case.weight(), t, 1)
-        assert (jnp.delete(after.pages, 4, axis=0) == 7.0).all()
-        mine = after.decoded[FIRST_TILE : FIRST_TILE + t.tiles]
-        np.testing.assert_array_equal(mine, np.arange(t.tiles)[:, None] == np.ones_like(mine))
 
 
 @pytest.mark.parametrize("n", [1, 8, 9, 33, 64])
