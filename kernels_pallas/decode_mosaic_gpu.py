@@ -209,15 +209,11 @@ def _fill(
                 plgpu.commit_smem()
                 walk.copy_to_page(step, stage)
 
-                @pl.when(step + stream.stages < steps)
-                def _() -> None:
-                    fetch(step + stream.stages, stage)
-
             walk.record(step, walk.fills(step))
             # Every step has a group of copies, be it empty, so that the wait finds its own.
             plgpu.commit_smem_to_gmem_group()
 
-            @pl.when(~walk.fills(step) & (step + stream.stages < steps))
+            @pl.when(step + stream.stages < steps)
             def _() -> None:
                 fetch(step + stream.stages, stage)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from jax._src.lib.mlir import ir
-from jax._src.lib.mlir.dialects import arith, scf, vector
+from jax._src.lib.mlir.dialects import arith, llvm, scf, vector
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import utils as mgpu_utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -30,6 +30,17 @@ def from_scalar(value: ir.Value, is_signed: bool | None = False) -> Any:
     return mgpu.FragmentedArray(
         _registers=registers, _layout=LANE_LAYOUT.to_mgpu(), _is_signed=is_signed
     )
+
+
+def word_type() -> ir.Type:
+    """The type of most values here."""
+    return ir.IntegerType.get_signless(32)
+
+
+def address(ref: ir.Value, shared: bool = False) -> ir.Value:
+    """Where a ref begins: i32 in shared memory, i64 in device memory."""
+    kind = ir.IntegerType.get_signless(32 if shared else 64)
+    return llvm.ptrtoint(kind, mgpu_utils.memref_ptr(ref))
 
 
 def ptx(template: str) -> Callable[..., ir.Value]:

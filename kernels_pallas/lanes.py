@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax._src.lib.mlir import ir
-from jax._src.lib.mlir.dialects import arith, llvm, memref, scf, vector
+from jax._src.lib.mlir.dialects import arith, memref, scf, vector
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import utils as mgpu_utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -24,6 +24,7 @@ from kernels_pallas.emit import (
     LANES,
     MERGE,
     SPREAD,
+    address,
     emit_patch,
     field,
     from_scalar,
@@ -40,17 +41,26 @@ SWIZZLE_TRANSFORMS = (
 )
 
 
+# One uint32 a lane.
+WORDS_TYPE = plgpu.ShapeDtypeStruct((LANES,), jnp.uint32, layout=LANE_LAYOUT)
+
+
+def in_lanes(
+    emit: Callable[..., Sequence[ir.Value]], operands: Sequence[jax.Array], results: int
+) -> list[jax.Array]:
+    """Applies `emit` (i32 values to so many i32 values) to every lane."""
+
+    @plgpu.inline_mgpu(arg_types=(LANE_LAYOUT,) * len(operands), return_type=[WORDS_TYPE] * results)
+    def apply(_: Any, *arrays: Any) -> Any:
+        found = emit(*(scalar(array.registers.item()) for array in arrays))
+        return [from_scalar(value) for value in found]
+
+    return list(apply(*operands))
+
+
 def _per_lane(emit: Callable[..., ir.Value], *operands: jax.Array) -> jax.Array:
     """Applies `emit` (i32 values to one i32 value) to every lane."""
-
-    @plgpu.inline_mgpu(
-        arg_types=(LANE_LAYOUT,) * len(operands),
-        return_type=plgpu.ShapeDtypeStruct((LANES,), jnp.uint32, layout=LANE_LAYOUT),
-    )
-    def apply(_: Any, *arrays: Any) -> Any:
-        return from_scalar(emit(*(scalar(array.registers.item()) for array in arrays)))
-
-    return apply(*operands)
+    return in_lanes(lambda *values: [emit(*values)], operands, 1)[0]
 
 
 def _flat(ref: ir.Value) -> ir.Value:
@@ -74,11 +84,6 @@ def _owned_registers(columns: int, splits: int) -> int:
 
 def _effect(template: str, *operands: ir.Value) -> None:
     mgpu_utils.inline_ptx(template, *operands, has_side_effects=True, convergent=True)
-
-
-def _shared_address(ref: ir.Value) -> ir.Value:
-    word = ir.IntegerType.get_signless(32)
-    return llvm.ptrtoint(word, mgpu_utils.memref_ptr(ref))
 
 
 def _pair(register: ir.Value) -> list[ir.Value]:
@@ -145,7 +150,7 @@ class Lanes:
 
         @plgpu.inline_mgpu(
             arg_types=(plgpu.RefType(), LANE_LAYOUT),
-            return_type=plgpu.ShapeDtypeStruct((LANES,), jnp.uint32, layout=LANE_LAYOUT),
+            return_type=WORDS_TYPE,
         )
         def load(_: Any, ref: ir.Value, index: Any) -> Any:
             position = arith.index_castui(ir.IndexType.get(), scalar(index.registers.item()))
@@ -193,7 +198,7 @@ class Lanes:
             return list(window.patch(jnp.stack(registers), place, exponent))
 
         count = len(registers)
-        words = [plgpu.ShapeDtypeStruct((LANES,), jnp.uint32, layout=LANE_LAYOUT)] * count
+        words = [WORDS_TYPE] * count
 
         @plgpu.inline_mgpu(
             arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (count + 3)), return_type=words
@@ -245,7 +250,7 @@ class Lanes:
                     _store_pair(out, number, arith.constant(word, position), pair, columns)
                 return
             rank = ptx("mov.u32 $0, %cluster_ctarank;")()
-            barrier = _shared_address(received)
+            barrier = address(received, shared=True)
             start = arith.addi(barrier, arith.constant(word, 4 * _BARRIER_WORDS))
             here = arith.addi(start, arith.shli(number, arith.constant(word, 3)))
             slot = 8 * LANES
@@ -306,7 +311,7 @@ class Lanes:
                     "mbarrier.init.shared::cta.b64 [$0], 1; "
                     "fence.mbarrier_init.release.cluster; "
                     f"mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {expected};",
-                    _shared_address(received),
+                    address(received, shared=True),
                 )
                 scf.yield_([])
             _effect("bar.warp.sync 0xffffffff; barrier.cluster.arrive.relaxed.aligned;")

@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax._src.lib.mlir import ir
-from jax._src.lib.mlir.dialects import llvm
 from jax.experimental.mosaic.gpu import utils as mgpu_utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.codecs.rans_coder import LANES, WARP_LANES, WARPS
-from kernels_pallas.emit import LANE_LAYOUT, from_scalar, ptx, scalar
-from kernels_pallas.warps import WORDS_TYPE, Warps
+from kernels_pallas.emit import LANE_LAYOUT, address, from_scalar, ptx, scalar, word_type
+from kernels_pallas.lanes import WORDS_TYPE
+from kernels_pallas.warps import Warps
 
 # Steps between two looks at the ring. They take up to 32 words each.
 STEPS = 8
@@ -128,10 +128,10 @@ class RansLanes:
             found = mgpu_utils.inline_ptx(
                 template,
                 position,
-                _address(stream),
+                address(stream),
                 self._ring(rings, number),
                 number,
-                result_types=[_word()] * (3 + _LOADS),
+                result_types=[word_type()] * (3 + _LOADS),
                 has_side_effects=True,
                 convergent=True,
             )
@@ -152,8 +152,8 @@ class RansLanes:
         )
         def apply(_: Any, table: ir.Value, rings: ir.Value, stream: ir.Value, *arrays: Any) -> Any:
             number, state, position, *filled = (scalar(array.registers.item()) for array in arrays)
-            ring, table = self._ring(rings, number), _address(table, shared=True)
-            filled = _refilled(position, filled, ring, _address(stream), number, pairs)
+            ring, table = self._ring(rings, number), address(table, shared=True)
+            filled = _refilled(position, filled, ring, address(stream), number, pairs)
             lower = ptx("mov.u32 $0, %lanemask_lt;")()
             meanings = []
             step = _STEP.format(mask=(1 << self.bits) - 1, bits=self.bits, last=_RING - 2)
@@ -165,7 +165,7 @@ class RansLanes:
                     table,
                     ring,
                     lower,
-                    result_types=[_word()] * 3,
+                    result_types=[word_type()] * 3,
                     has_side_effects=True,
                     convergent=True,
                 )
@@ -182,7 +182,7 @@ class RansLanes:
             f"{{ .reg .b32 a; add.u32 $0, $1, {_RING - 1}; and.b32 $0, $0, {-_RING}; "
             f"shr.b32 a, $2, 5; and.b32 a, a, {WARPS - 1}; mad.lo.u32 $0, a, {_RING}, $0; }}"
         )
-        return align(_address(rings, shared=True), number)
+        return align(address(rings, shared=True), number)
 
     def _steps_in_jax(self, carry: Carry) -> tuple[Carry, list[jax.Array]]:
         state, position = carry
@@ -199,15 +199,6 @@ class RansLanes:
             state = jnp.where(need.reshape(-1), state << 16 | word, state)
             position += jnp.repeat(count[:, -1], WARP_LANES)
         return (state, position), meanings
-
-
-def _word() -> ir.Type:
-    return ir.IntegerType.get_signless(32)
-
-
-def _address(ref: ir.Value, shared: bool = False) -> ir.Value:
-    kind = ir.IntegerType.get_signless(32 if shared else 64)
-    return llvm.ptrtoint(kind, mgpu_utils.memref_ptr(ref))
 
 
 def _refilled(
@@ -253,7 +244,7 @@ def _refilled(
             ring,
             stream,
             number,
-            result_types=[_word()] * (2 + _LOADS),
+            result_types=[word_type()] * (2 + _LOADS),
             has_side_effects=True,
             convergent=True,
         )

@@ -21,12 +21,12 @@ from kernels_pallas.emit import LANE_LAYOUT
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
 from kernels_pallas.rans_lanes import STEPS, RansLanes, table_shape
 from kernels_pallas.row_major import load_unit, store_unit
-from kernels_pallas.warps import WARP_LANES, Warps
+from kernels_pallas.unit_walk import row_bias
+from kernels_pallas.warps import Warps
 
 _BYTE_WORDS = 16
 # Groups on each multiprocessor, from which a second warpgroup a CTA does not pay.
 _ENOUGH_GROUPS = 8
-_SPREAD = 1 << 7 | 1 << 23
 
 
 def _exponents(symbol: jax.Array) -> jax.Array:
@@ -184,11 +184,15 @@ def _run(
             for unit in range(units):
                 bound["decoded"][first, part * units + unit] = jnp.where(wanted, 1, 0)
 
+    def in_tile(unit: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """First row and column of a unit in its tile."""
+        return (unit // across) * UNIT_ROWS, jax.lax.rem(unit, across) * UNIT_COLUMNS
+
     def put(
         bound: dict[str, Any], tile: jax.Array, unit: jax.Array, entry: jax.Array, words: Any
     ) -> None:
         """Stores a unit's registers, in the order of `row_major`, wherever it should be."""
-        row, column = (unit // across) * UNIT_ROWS, jax.lax.rem(unit, across) * UNIT_COLUMNS
+        row, column = in_tile(unit)
         if mode.dense:
             top = tile // t.grid[1] * t.tile[0] + row
             left = jax.lax.rem(tile, t.grid[1]) * t.tile[1] + column
@@ -210,7 +214,7 @@ def _run(
         def copy_unit(step: jax.Array, carry: None) -> None:
             del carry
             unit = part * units + step
-            row, column = (unit // across) * UNIT_ROWS, jax.lax.rem(unit, across) * UNIT_COLUMNS
+            row, column = in_tile(unit)
             put(bound, tile, unit, entry, load_unit(warps, bound[name], number, row, column))
 
         jax.lax.fori_loop(0, units, copy_unit, None)
@@ -230,11 +234,7 @@ def _run(
 
         def bias_of(down_in_tile: jax.Array) -> tuple[jax.Array, ...]:
             row = (place.first_row + tile // t.grid[1]) * t.tile[0] + down_in_tile * UNIT_ROWS
-            first = row.astype(jnp.uint32) + window_layout.row_of(lane, jnp.uint32(0))
-            return tuple(
-                warps.gather(bound["base"], first + jnp.uint32(8 * half)) * jnp.uint32(_SPREAD)
-                for half in range(2)
-            )
+            return row_bias(lambda index: warps.gather(bound["base"], index), row, lane)
 
         def decode_unit(step: jax.Array, carry: Any) -> Any:
             unit = part * units + step
@@ -242,10 +242,7 @@ def _run(
             index = at * jnp.uint32(_BYTE_WORDS * LANES) + lane
             offsets = [number * LANES for number in range(_BYTE_WORDS)]
             bytes_ = warps.load(bound["words"], index, offsets)
-            records: list[jax.Array] = []
-            for start in range(0, record, WARP_LANES):
-                inside = jnp.minimum(warps.lane() + jnp.uint32(start), jnp.uint32(record - 1))
-                records += warps.load(bound["escapes"], at * jnp.uint32(record) + inside, [0])
+            records = warps.load_record(bound["escapes"], at, record)
             bias = bias_of(unit // across)
             registers: list[jax.Array] = []
             for _ in range(0, window_layout.REGISTERS, STEPS):

@@ -2,9 +2,8 @@
 
 A *stripe* is what one warp has of a unit in `window_layout`: 16 rows of 128 columns. A CTA has one
 row of stripes, and its warps take turns along it. So what is scalar in `unit_walk` is here a
-vector of uint32[128], the same for all lanes of a warp, and every choice is a selection: where
-tiles may be resident or verbatim, a warp asks for 32 words, whatever they are, and decodes them,
-whether or not the result is used.
+vector of uint32[128], the same for all lanes of a warp, and a choice between what is compressed and
+what is not is a warp's own branch.
 """
 
 import dataclasses
@@ -129,7 +128,9 @@ class StripeWalk:
         """Weights of a dense matrix, or of the page that holds their tile."""
         stream, refs = self.walk.stream, self.walk.refs
         row = _u32(0) * place.unit + (self.walk.row * UNIT_ROWS).astype(jnp.uint32)
-        index, offsets = self._in_rows(row, place.unit, stream.units_across * UNIT_COLUMNS)
+        index, offsets = place_in_rows(
+            self._lane, row, place.unit, stream.units_across * UNIT_COLUMNS
+        )
         if not stream.paged:
             return self.warps.load(refs[f"dense.{source}"], index, offsets, VECTOR)
         page, in_page = self._in_tile(place.entry, place)
@@ -139,16 +140,13 @@ class StripeWalk:
         ]
         return self.warps.load_one_of(choices, [_flag(place.resident)], REGISTERS)
 
-    def _in_rows(
-        self, row: jax.Array, unit: jax.Array, columns: int
-    ) -> tuple[jax.Array, list[int]]:
-        return place_in_rows(self._lane, row, unit, columns)
-
     def _in_tile(self, number: jax.Array, place: StripePlace) -> tuple[jax.Array, list[int]]:
-        """`_in_rows` of the page or verbatim tile of that number, uint32[128]."""
+        """`place_in_rows` of the page or verbatim tile of that number, uint32[128]."""
         rows, columns = self.walk.stream.tile
         down = jax.lax.rem(self.walk.row, rows // UNIT_ROWS) * UNIT_ROWS
-        return self._in_rows(number * _u32(rows) + down.astype(jnp.uint32), place.across, columns)
+        return place_in_rows(
+            self._lane, number * _u32(rows) + down.astype(jnp.uint32), place.across, columns
+        )
 
     def _number(self, place: StripePlace) -> jax.Array:
         """uint32[128]: the compressed unit's number among all of its array."""
@@ -158,15 +156,10 @@ class StripeWalk:
         return number * _u32(columns // UNIT_COLUMNS) + place.across
 
     def _record(self, source: int, number: jax.Array) -> list[jax.Array]:
-        """The escape record of the warp's unit, 32 words at a time."""
+        """The escape record of the warp's unit."""
         record = self.walk.stream.record
         assert record is not None
-        found: list[jax.Array] = []
-        for start in range(0, record, WARP_LANES):
-            inside = jnp.minimum(self.warps.lane() + _u32(start), _u32(record - 1))
-            index = number * _u32(record) + inside
-            found += self.warps.load(self.walk.refs[f"escapes.{source}"], index, [0])
-        return found
+        return self.warps.load_record(self.walk.refs[f"escapes.{source}"], number, record)
 
     def _words(self, source: int, place: StripePlace) -> list[jax.Array]:
         number, words = self._number(place), self._word_count

@@ -24,6 +24,21 @@ from kernels_pallas.lanes import LANE_LAYOUT
 from kernels_pallas.unit_stream import UnitStream
 
 
+def row_bias(
+    base_of: Callable[[jax.Array], jax.Array], row: jax.Array, lane: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Row bases of lanes of a unit, as `window_layout.unpack` wants them.
+
+    Args:
+      base_of: the bases of rows uint32[128].
+      row: int32 scalar, the unit's first row.
+      lane: uint32[128], which of the unit's lanes each lane is.
+    """
+    matrix_row = row.astype(jnp.uint32) + (lane >> 5) * 16 + ((lane >> 2) & 7)
+    spread = jnp.uint32(1 << 7 | 1 << 23)
+    return tuple(base_of(matrix_row + jnp.uint32(8 * half)) * spread for half in range(2))
+
+
 @dataclasses.dataclass(frozen=True)
 class UnitWalk:
     """A CTA's walk along one row of units, inside a kernel.
@@ -157,11 +172,7 @@ class UnitWalk:
     def row_bias(self, lane: jax.Array) -> tuple[jax.Array, ...]:
         """Row bases, as `window_layout.unpack` wants them, of lanes of the walk's units."""
         row = self.row * UNIT_ROWS + self.of_place("first_row") * self.stream.tile[0]
-        matrix_row = row.astype(jnp.uint32) + (lane >> 5) * 16 + ((lane >> 2) & 7)
-        spread = jnp.uint32(1 << 7 | 1 << 23)
-        return tuple(
-            self._gather("base", matrix_row + jnp.uint32(8 * half)) * spread for half in range(2)
-        )
+        return row_bias(lambda index: self._gather("base", index), row, lane)
 
     def where(self, step: jax.Array) -> dict[str, jax.Array]:
         """Tile, place in the tile, page-table entry and slot of the step's unit."""

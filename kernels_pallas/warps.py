@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax._src.lib.mlir import ir
-from jax._src.lib.mlir.dialects import arith, llvm, scf
+from jax._src.lib.mlir.dialects import arith, scf
 from jax.experimental.mosaic.gpu import utils as mgpu_utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -18,30 +18,26 @@ from codecjax.codecs import window, window_layout, window_records
 from kernels_pallas.emit import (
     LANE_LAYOUT,
     LANES,
+    address,
     emit_patch,
     emit_transpose,
     emit_unpack,
     from_scalar,
     scalar,
     shuffle,
+    word_type,
 )
-from kernels_pallas.lanes import Lanes
+from kernels_pallas.lanes import WORDS_TYPE, Lanes, in_lanes
 
 WARP_LANES = 32
 WARPS = LANES // WARP_LANES
-# One uint32 a lane.
-WORDS_TYPE = plgpu.ShapeDtypeStruct((LANES,), jnp.uint32, layout=LANE_LAYOUT)
-
-
-def _word() -> ir.Type:
-    return ir.IntegerType.get_signless(32)
 
 
 def _address(ref: ir.Value, index: ir.Value) -> ir.Value:
     """Of 32-bit word `index` of a ref in device memory."""
     long = ir.IntegerType.get_signless(64)
     offset = arith.shli(arith.extui(long, index), arith.constant(long, 2))
-    return arith.addi(llvm.ptrtoint(long, mgpu_utils.memref_ptr(ref)), offset)
+    return arith.addi(address(ref), offset)
 
 
 def _as_words(values: jax.Array) -> jax.Array:
@@ -67,18 +63,18 @@ class Choice:
         found = [flat[self.index + jnp.uint32(place)] for place in places]
         return found + [jnp.zeros_like(self.index)] * (count - len(found))
 
-    def emit(self, address: ir.Value, count: int) -> list[ir.Value]:
+    def emit(self, start: ir.Value, count: int) -> list[ir.Value]:
         """Emits the loads, and zeros to make so many."""
         suffix, names = ("b32", "$0") if self.vector == 1 else ("v4.b32", "{$0, $1, $2, $3}")
         found: list[ir.Value] = []
         for offset in self.offsets:
             words = mgpu_utils.inline_ptx(
                 f"ld.global.nc.{suffix} {names}, [${self.vector}+{4 * offset}];",
-                address,
-                result_types=[_word()] * self.vector,
+                start,
+                result_types=[word_type()] * self.vector,
             )
             found += words
-        return found + [arith.constant(_word(), 0)] * (count - len(found))
+        return found + [arith.constant(word_type(), 0)] * (count - len(found))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,14 +134,14 @@ class Warps(Lanes):
             def emit(number: int) -> list[ir.Value]:
                 ref, index = arguments[2 * number : 2 * number + 2]
                 choice = choices[number]
-                address = _address(ref, scalar(index.registers.item()))
+                start = _address(ref, scalar(index.registers.item()))
                 if number == len(choices) - 1:
-                    return choice.emit(address, count)
-                zero = arith.constant(_word(), 0)
+                    return choice.emit(start, count)
+                zero = arith.constant(word_type(), 0)
                 here = arith.cmpi(arith.CmpIPredicate.ne, flags[number], zero)
-                branch = scf.IfOp(here, [_word()] * count, has_else=True)
+                branch = scf.IfOp(here, [word_type()] * count, has_else=True)
                 with ir.InsertionPoint(branch.then_block):
-                    scf.yield_(choice.emit(address, count))
+                    scf.yield_(choice.emit(start, count))
                 with ir.InsertionPoint(branch.else_block):
                     scf.yield_(emit(number + 1))
                 return list(branch.results)
@@ -177,17 +173,17 @@ class Warps(Lanes):
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (3 + len(words))))
         def apply(_: Any, ref: ir.Value, *arrays: Any) -> None:
             number, index, mask, *values = (scalar(array.registers.item()) for array in arrays)
-            zero = arith.constant(_word(), 0)
+            zero = arith.constant(word_type(), 0)
             branch = scf.IfOp(arith.cmpi(arith.CmpIPredicate.ne, mask, zero))
             with ir.InsertionPoint(branch.then_block):
-                address = _address(ref, index)
+                start = _address(ref, index)
                 if transposed:
                     values = emit_transpose(number, values)
                 width = len(values) // len(offsets)
                 for each, offset in enumerate(offsets):
                     mgpu_utils.inline_ptx(
                         f"st.global.{suffix} [$0+{4 * offset}], {names};",
-                        address,
+                        start,
                         *values[width * each : width * (each + 1)],
                         has_side_effects=True,
                     )
@@ -201,12 +197,12 @@ class Warps(Lanes):
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (1 + len(words))))
         def apply(_: Any, ref: ir.Value, *arrays: Any) -> None:
             index, *values = (scalar(array.registers.item()) for array in arrays)
-            base = llvm.ptrtoint(_word(), mgpu_utils.memref_ptr(ref))
-            address = arith.addi(base, arith.shli(index, arith.constant(_word(), 2)))
+            offset = arith.shli(index, arith.constant(word_type(), 2))
+            start = arith.addi(address(ref, shared=True), offset)
             for number, value in enumerate(values):
                 mgpu_utils.inline_ptx(
                     f"st.shared.b32 [$0+{4 * number}], $1;",
-                    address,
+                    start,
                     value,
                     has_side_effects=True,
                 )
@@ -222,14 +218,11 @@ class Warps(Lanes):
         if self.interpret:
             fours = jnp.stack(words).reshape(-1, 4, LANES // 4, 4)
             return list(fours.swapaxes(1, 3).reshape(-1, LANES))
-        results = [WORDS_TYPE] * len(words)
-
-        @plgpu.inline_mgpu(arg_types=(LANE_LAYOUT,) * (1 + len(words)), return_type=results)
-        def apply(_: Any, *arrays: Any) -> Any:
-            number, *values = (scalar(array.registers.item()) for array in arrays)
-            return [from_scalar(value) for value in emit_transpose(number, values)]
-
-        return list(apply(self.index(), *words))
+        return in_lanes(
+            lambda number, *values: emit_transpose(number, values),
+            [self.index(), *words],
+            len(words),
+        )
 
     def decode(
         self,
@@ -266,34 +259,31 @@ class Warps(Lanes):
                 jnp.where(compressed != 0, one, transposed[place])
                 for one, place in zip(decoded, order, strict=True)
             ]
-        registers = [WORDS_TYPE] * window_layout.REGISTERS
         operands = [self.index(), warp, *bias, *record, *words]
         if compressed is not None:
             operands.append(compressed)
 
-        @plgpu.inline_mgpu(arg_types=(LANE_LAYOUT,) * len(operands), return_type=registers)
-        def apply(_: Any, *arrays: Any) -> Any:
-            values = [scalar(array.registers.item()) for array in arrays]
-            (number, warp, *bias), rest = values[:4], values[4:]
-            held, words = rest[:parts], rest[parts:]
+        def emit(number: ir.Value, warp: ir.Value, *rest: ir.Value) -> list[ir.Value]:
+            bias, held, words = rest[:2], rest[2 : 2 + parts], list(rest[2 + parts :])
 
             def decoded() -> list[ir.Value]:
-                lane = arith.andi(number, arith.constant(_word(), WARP_LANES - 1))
                 unpacked = emit_unpack(words[:count], bias, width)
-                return emit_patch(_reader(held), warp, lane, *bias, *unpacked, record=size)
+                return _emit_patch_warp(number, warp, bias, held, unpacked, size)
 
             if compressed is None:
-                return [from_scalar(value) for value in decoded()]
-            here = arith.cmpi(arith.CmpIPredicate.ne, words.pop(), arith.constant(_word(), 0))
-            branch = scf.IfOp(here, [_word()] * len(registers), has_else=True)
+                return decoded()
+            zero = arith.constant(word_type(), 0)
+            here = arith.cmpi(arith.CmpIPredicate.ne, words.pop(), zero)
+            types = [word_type()] * window_layout.REGISTERS
+            branch = scf.IfOp(here, types, has_else=True)
             with ir.InsertionPoint(branch.then_block):
                 scf.yield_(decoded())
             with ir.InsertionPoint(branch.else_block):
                 transposed = emit_transpose(number, words)
                 scf.yield_([transposed[place] for place in order])
-            return [from_scalar(value) for value in branch.results]
+            return list(branch.results)
 
-        return list(apply(*operands))
+        return in_lanes(emit, operands, window_layout.REGISTERS)
 
     def patch_warp(
         self,
@@ -311,20 +301,28 @@ class Warps(Lanes):
         """
         if self.interpret:
             return _patch_warps(jnp.stack(registers), jnp.stack(record), warp)
-        parts, results = len(record), [WORDS_TYPE] * len(registers)
+        parts = len(record)
+
+        def emit(number: ir.Value, warp: ir.Value, *rest: ir.Value) -> list[ir.Value]:
+            held, values = rest[2 : 2 + parts], rest[2 + parts :]
+            return _emit_patch_warp(number, warp, rest[:2], held, values, size)
+
         operands = [self.index(), warp, *bias, *record, *registers]
+        return in_lanes(emit, operands, len(registers))
 
-        @plgpu.inline_mgpu(arg_types=(LANE_LAYOUT,) * len(operands), return_type=results)
-        def apply(_: Any, *arrays: Any) -> Any:
-            values = [scalar(array.registers.item()) for array in arrays]
-            (number, warp, *bias), rest = values[:4], values[4:]
-            lane = arith.andi(number, arith.constant(_word(), WARP_LANES - 1))
-            patched = emit_patch(
-                _reader(rest[:parts]), warp, lane, *bias, *rest[parts:], record=size
-            )
-            return [from_scalar(value) for value in patched]
+    def load_record(self, ref: Any, number: jax.Array, size: int) -> list[jax.Array]:
+        """Escape record `number` (uint32[128]) of a flat ref, 32 words at a time, as for `decode`.
 
-        return list(apply(*operands))
+        Args:
+          ref: uint32 ref in device memory, records one after another.
+          number: the same for all of a warp.
+          size: RECORD; lanes beyond it have its last word.
+        """
+        found: list[jax.Array] = []
+        for start in range(0, size, WARP_LANES):
+            inside = jnp.minimum(self.lane() + jnp.uint32(start), jnp.uint32(size - 1))
+            found += self.load(ref, number * jnp.uint32(size) + inside, [0])
+        return found
 
     def multiply_in_warp(
         self, sums: Sequence[jax.Array], weights: Sequence[jax.Array], x: Sequence[jax.Array]
@@ -364,13 +362,26 @@ class Warps(Lanes):
         return list(apply(*sums, *weights, *x))
 
 
+def _emit_patch_warp(
+    number: ir.Value,
+    warp: ir.Value,
+    bias: Sequence[ir.Value],
+    record: Sequence[ir.Value],
+    registers: Sequence[ir.Value],
+    size: int,
+) -> list[ir.Value]:
+    """Emits `Warps.patch_warp`; `number` is the lane's in the warpgroup."""
+    lane = arith.andi(number, arith.constant(word_type(), WARP_LANES - 1))
+    return emit_patch(_reader(record), warp, lane, *bias, *registers, record=size)
+
+
 def _reader(record: Sequence[ir.Value]) -> Callable[[ir.Value], ir.Value]:
     """Reads a record of which each lane holds one word of every 32."""
 
     def read(index: ir.Value) -> ir.Value:
         found = shuffle(record[0], index)
         for part in range(1, len(record)):
-            first = arith.constant(_word(), WARP_LANES * part)
+            first = arith.constant(word_type(), WARP_LANES * part)
             later = arith.cmpi(arith.CmpIPredicate.uge, index, first)
             found = arith.select(later, shuffle(record[part], index), found)
         return found
