@@ -1,0 +1,189 @@
+"""How the kernel for few rows gets at x: as it is in device memory, or made by every CTA itself.
+
+What every CTA makes (see `inputs`) it makes while its first weights are on their way, and keeps in
+shared memory.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from codecjax.tiles import UNIT_COLUMNS
+from kernels_pallas.emit import LANE_LAYOUT, LANES
+from kernels_pallas.inputs import Gated, Input, Made, Normed
+from kernels_pallas.warps import WARP_LANES, WARPS, Warps
+
+# Weights of x, all rows together, from which making it once for all CTAs takes less time.
+_MOST = {Normed: 2**14, Gated: 2**13}
+# What a lane makes at once: two words.
+_QUAD = 4
+
+
+def made_here(x: Made) -> bool:
+    """Whether the kernel should make x itself."""
+    if isinstance(x, Normed) and x.scale.dtype != jnp.bfloat16:
+        return False
+    return x.shape[0] * x.shape[1] <= _MOST[type(x)] and x.dtype == "bfloat16"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of x inside a kernel.
+
+    Attributes:
+      warps: operations on lanes.
+      warpgroups: of a CTA.
+      count: N.
+      columns: K, and zeros to a multiple of a unit's.
+      made: the class of x, or None where it is an array.
+      mean_of: K.
+      eps: of a norm.
+    """
+
+    warps: Warps
+    warpgroups: int
+    count: int
+    columns: int
+    made: type[Made] | None
+    mean_of: int
+    eps: float
+
+    @classmethod
+    def of(cls, x: Input, warps: Warps, warpgroups: int) -> "Rows":
+        count, k = x.shape
+        columns = -(-k // UNIT_COLUMNS) * UNIT_COLUMNS
+        made = type(x) if isinstance(x, Made) else None
+        eps = x.eps if isinstance(x, Normed) else 0.0
+        return cls(warps, warpgroups, count, columns, made, k, eps)
+
+    def operands(self, x: Input) -> dict[str, jax.Array]:
+        """The kernel's arrays by name."""
+
+        def padded(array: jax.Array) -> jax.Array:
+            return jnp.pad(array, (*((0, 0),) * (array.ndim - 1), (0, self.columns - self.mean_of)))
+
+        if isinstance(x, Normed):
+            return {"x": padded(x.x), "scale": padded(x.scale)}
+        if isinstance(x, Gated):
+            return {"x": jnp.concatenate([padded(x.gate), padded(x.up)], axis=1)}
+        return {"x": padded(x)}
+
+    @property
+    def _turns(self) -> int:
+        """How often all lanes of a CTA make a quad, to make a row."""
+        return -(-self.columns // (_QUAD * LANES * self.warpgroups))
+
+    def scratch(self) -> dict[str, Any]:
+        """Shared memory and barriers."""
+        if self.made is None:
+            return {}
+        # Words of two, in their order, whatever the shape.
+        shape = (self.count, self._turns, self.warpgroups, _QUAD // 2 * LANES)
+        scratch = {
+            "rows": plgpu.SMEM(shape, jnp.uint32),
+            "prepared": plgpu.Barrier(num_arrivals=self.warpgroups),
+        }
+        if self.made is Normed:
+            squares = (self.warpgroups, self.count, LANES)
+            scratch["squares"] = plgpu.SMEM(squares, jnp.uint32)
+        return scratch
+
+    def prepare(self, refs: dict[str, Any], mine: jax.Array) -> None:
+        """Makes x, to be called by all warpgroups; `mine` is the number of each."""
+        if self.made is None:
+            return
+        if self.made is Normed:
+            self._add_squares(refs, mine)
+            self._meet(refs)
+        for row in range(self.count):
+            root = self._inverse_root(refs, row) if self.made is Normed else None
+            for turn in range(self._turns):
+                self._make(refs, mine, row, turn, root)
+        self._meet(refs)
+
+    def _meet(self, refs: dict[str, Any]) -> None:
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(refs["prepared"])
+        plgpu.barrier_wait(refs["prepared"])
+
+    def _quad(self, mine: jax.Array, turn: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The lane's quad in its row, one that there is instead, and whether that is the same."""
+        first = (turn * self.warpgroups + mine) * LANES
+        number = plgpu.layout_cast(first.astype(jnp.uint32) + self.warps.index(), LANE_LAYOUT)
+        last = jnp.uint32(self.columns // _QUAD - 1)
+        return number, jnp.minimum(number, last), number <= last
+
+    def _floats(self, ref: Any, index: jax.Array) -> list[jax.Array]:
+        words = self.warps.load(ref, index, [0], vector=_QUAD)
+        return [jax.lax.bitcast_convert_type(word, jnp.float32) for word in words]
+
+    def _add_squares(self, refs: dict[str, Any], mine: jax.Array) -> None:
+        """Leaves the sum of each warp's squares in shared memory, once for each of its lanes."""
+        for row in range(self.count):
+            total = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
+            for turn in range(self._turns):
+                _, quad, inside = self._quad(mine, turn)
+                index = jnp.uint32(row * self.columns) + quad * jnp.uint32(_QUAD)
+                squares = sum(value * value for value in self._floats(refs["x"], index))
+                total += jnp.where(inside, squares, jnp.float32(0))
+            words = jax.lax.bitcast_convert_type(self.warps.sum_in_warp(total), jnp.uint32)
+            refs["squares"][mine, row] = words
+
+    def _inverse_root(self, refs: dict[str, Any], row: int) -> jax.Array:
+        """float32[128]: what the row is multiplied by, the same for all lanes."""
+        total = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
+        for warpgroup in range(self.warpgroups):
+            for warp in range(WARPS):
+                index = self.warps.index() * jnp.uint32(0) + jnp.uint32(warp * WARP_LANES)
+                word = self.warps.gather(refs["squares"].at[warpgroup, row], index)
+                total += jax.lax.bitcast_convert_type(word, jnp.float32)
+        return jax.lax.rsqrt(total * jnp.float32(1 / self.mean_of) + jnp.float32(self.eps))
+
+    def _make(
+        self, refs: dict[str, Any], mine: jax.Array, row: int, turn: int, root: jax.Array | None
+    ) -> None:
+        """Makes each lane's quad of a row, and stores it."""
+        number, quad, _ = self._quad(mine, turn)
+        if self.made is Normed:
+            assert root is not None
+            index = jnp.uint32(row * self.columns) + quad * jnp.uint32(_QUAD)
+            scales = self.warps.load(refs["scale"], quad * jnp.uint32(_QUAD // 2), [0, 1])
+            both = [scale << 16 for scale in scales], [scale >> 16 << 16 for scale in scales]
+            spread = [both[place % 2][place // 2] for place in range(_QUAD)]
+            values = [
+                value * root * jax.lax.bitcast_convert_type(scale, jnp.float32)
+                for value, scale in zip(self._floats(refs["x"], index), spread, strict=True)
+            ]
+        else:
+            index = jnp.uint32(2 * row * self.columns) + quad * jnp.uint32(_QUAD)
+            gates = self._floats(refs["x"], index)
+            ups = self._floats(refs["x"], index + jnp.uint32(self.columns))
+            values = [
+                gate / (jnp.float32(1) + jnp.exp(-gate)) * up
+                for gate, up in zip(gates, ups, strict=True)
+            ]
+        words = [self.warps.pair(*values[first : first + 2]) for first in (0, 2)]
+        if self.warps.interpret:
+            refs["rows"][row, turn, mine] = jnp.stack(words, axis=-1).reshape(-1)
+            return
+        first = number * jnp.uint32(_QUAD // 2) + jnp.uint32(row * self._row_words)
+        self.warps.store_shared(refs["rows"], first, words)
+
+    @property
+    def _row_words(self) -> int:
+        """From a row to the next in shared memory."""
+        return self._turns * self.warpgroups * _QUAD // 2 * LANES
+
+    def factors(self, refs: dict[str, Any], unit: jax.Array) -> list[jax.Array]:
+        """x of a unit column (uint32[128]), as `Warps.multiply_in_warp` wants it."""
+        number = jnp.minimum(self.warps.lane() // 4, jnp.uint32(self.count - 1))
+        row_words = self.columns // 2 if self.made is None else self._row_words
+        index = number * jnp.uint32(row_words) + self.warps.lane() % 4
+        index += unit * jnp.uint32(UNIT_COLUMNS // 2)
+        offsets = range(0, UNIT_COLUMNS // 2, 4)
+        if self.made is None:
+            return self.warps.load(refs["x"], index, offsets)
+        return [self.warps.gather(refs["rows"], index + jnp.uint32(offset)) for offset in offsets]
