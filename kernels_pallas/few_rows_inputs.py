@@ -92,71 +92,57 @@ class Rows:
         return scratch
 
     def prepare(self, refs: dict[str, Any], mine: jax.Array) -> None:
-        """Makes x, to be called by all warpgroups; `mine` is the number of each."""
+        """Makes x, to be called by all warpgroups; `mine` is the number of each.
+
+        What a norm divides a row by is not known yet then: see `factor`.
+        """
         if self.made is None:
             return
-        if self.made is Normed:
-            self._add_squares(refs, mine)
-            self._meet(refs)
         for row in range(self.count):
-            root = self._inverse_root(refs, row) if self.made is Normed else None
+            total = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
             for turn in range(self._turns):
-                self._make(refs, mine, row, turn, root)
-        self._meet(refs)
-
-    def _meet(self, refs: dict[str, Any]) -> None:
+                total += self._make(refs, mine, row, turn)
+            if self.made is Normed:
+                words = jax.lax.bitcast_convert_type(self.warps.sum_in_warp(total), jnp.uint32)
+                refs["squares"][mine, row] = words
         plgpu.commit_smem()
         plgpu.barrier_arrive(refs["prepared"])
         plgpu.barrier_wait(refs["prepared"])
 
-    def _quad(self, mine: jax.Array, turn: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The lane's quad in its row, one that there is instead, and whether that is the same."""
-        first = (turn * self.warpgroups + mine) * LANES
-        number = plgpu.layout_cast(first.astype(jnp.uint32) + self.warps.index(), LANE_LAYOUT)
-        last = jnp.uint32(self.columns // _QUAD - 1)
-        return number, jnp.minimum(number, last), number <= last
+    def factor(self, refs: dict[str, Any], row: jax.Array) -> jax.Array | None:
+        """float32[128]: what products with rows uint32[128] are yet to be multiplied by."""
+        if self.made is not Normed:
+            return None
+        total = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
+        for warpgroup in range(self.warpgroups):
+            for warp in range(WARPS):
+                index = row * jnp.uint32(LANES) + jnp.uint32(warp * WARP_LANES)
+                word = self.warps.gather(refs["squares"].at[warpgroup], index)
+                total += jax.lax.bitcast_convert_type(word, jnp.float32)
+        return jax.lax.rsqrt(total * jnp.float32(1 / self.mean_of) + jnp.float32(self.eps))
 
     def _floats(self, ref: Any, index: jax.Array) -> list[jax.Array]:
         words = self.warps.load(ref, index, [0], vector=_QUAD)
         return [jax.lax.bitcast_convert_type(word, jnp.float32) for word in words]
 
-    def _add_squares(self, refs: dict[str, Any], mine: jax.Array) -> None:
-        """Leaves the sum of each warp's squares in shared memory, once for each of its lanes."""
-        for row in range(self.count):
-            total = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
-            for turn in range(self._turns):
-                _, quad, inside = self._quad(mine, turn)
-                index = jnp.uint32(row * self.columns) + quad * jnp.uint32(_QUAD)
-                squares = sum(value * value for value in self._floats(refs["x"], index))
-                total += jnp.where(inside, squares, jnp.float32(0))
-            words = jax.lax.bitcast_convert_type(self.warps.sum_in_warp(total), jnp.uint32)
-            refs["squares"][mine, row] = words
-
-    def _inverse_root(self, refs: dict[str, Any], row: int) -> jax.Array:
-        """float32[128]: what the row is multiplied by, the same for all lanes."""
-        total = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
-        for warpgroup in range(self.warpgroups):
-            for warp in range(WARPS):
-                index = self.warps.index() * jnp.uint32(0) + jnp.uint32(warp * WARP_LANES)
-                word = self.warps.gather(refs["squares"].at[warpgroup, row], index)
-                total += jax.lax.bitcast_convert_type(word, jnp.float32)
-        return jax.lax.rsqrt(total * jnp.float32(1 / self.mean_of) + jnp.float32(self.eps))
-
-    def _make(
-        self, refs: dict[str, Any], mine: jax.Array, row: int, turn: int, root: jax.Array | None
-    ) -> None:
-        """Makes each lane's quad of a row, and stores it."""
-        number, quad, _ = self._quad(mine, turn)
+    def _make(self, refs: dict[str, Any], mine: jax.Array, row: int, turn: int) -> jax.Array:
+        """Makes each lane's quad of a row, stores it, and returns the sum of x's squares."""
+        first = (turn * self.warpgroups + mine) * LANES
+        number = plgpu.layout_cast(first.astype(jnp.uint32) + self.warps.index(), LANE_LAYOUT)
+        # Lanes beyond the end of a row make its last quad again, where nobody looks.
+        last = jnp.uint32(self.columns // _QUAD - 1)
+        quad = jnp.minimum(number, last)
         if self.made is Normed:
-            assert root is not None
             index = jnp.uint32(row * self.columns) + quad * jnp.uint32(_QUAD)
+            found = self._floats(refs["x"], index)
             scales = self.warps.load(refs["scale"], quad * jnp.uint32(_QUAD // 2), [0, 1])
             both = [scale << 16 for scale in scales], [scale >> 16 << 16 for scale in scales]
             spread = [both[place % 2][place // 2] for place in range(_QUAD)]
             values = [
-                value * root * jax.lax.bitcast_convert_type(scale, jnp.float32)
-                for value, scale in zip(self._floats(refs["x"], index), spread, strict=True)
+                value * jax.lax.bitcast_convert_type(scale, jnp.float32)
+                for value, scale in zip(found, spread, strict=True)
             ]
+            squares = jnp.where(number <= last, sum(value * value for value in found), 0.0)
         else:
             index = jnp.uint32(2 * row * self.columns) + quad * jnp.uint32(_QUAD)
             gates = self._floats(refs["x"], index)
@@ -165,12 +151,14 @@ class Rows:
                 gate / (jnp.float32(1) + jnp.exp(-gate)) * up
                 for gate, up in zip(gates, ups, strict=True)
             ]
+            squares = jnp.zeros_like(values[0])
         words = [self.warps.pair(*values[first : first + 2]) for first in (0, 2)]
         if self.warps.interpret:
             refs["rows"][row, turn, mine] = jnp.stack(words, axis=-1).reshape(-1)
-            return
-        first = number * jnp.uint32(_QUAD // 2) + jnp.uint32(row * self._row_words)
-        self.warps.store_shared(refs["rows"], first, words)
+        else:
+            at = number * jnp.uint32(_QUAD // 2) + jnp.uint32(row * self._row_words)
+            self.warps.store_shared(refs["rows"], at, words)
+        return squares
 
     @property
     def _row_words(self) -> int:

@@ -20,6 +20,7 @@ from kernels_pallas.few_rows_inputs import Rows
 from kernels_pallas.inputs import Input
 from kernels_pallas.lanes import LANE_LAYOUT, LANES
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
+from kernels_pallas.prefetch import Stretch
 from kernels_pallas.stripe_walk import STRIPE_ROWS, StripePlace, StripeWalk, Words
 from kernels_pallas.unit_stream import UnitStream
 from kernels_pallas.warps import WARPS, Warps
@@ -49,7 +50,7 @@ def guess(units_down: int, units_across: int) -> FewRowsConfig:
     return FewRowsConfig(1 if enough else 2)
 
 
-@functools.partial(jax.jit, static_argnames=("stream", "config"))
+@functools.partial(jax.jit, static_argnames=("stream", "config", "ahead"))
 def multiply(
     x: Input,
     added: jax.Array | None,
@@ -58,6 +59,8 @@ def multiply(
     first_tile: jax.Array,
     stream: UnitStream,
     config: FewRowsConfig,
+    following: tuple[jax.Array, ...] = (),
+    ahead: tuple[Stretch, ...] = (),
 ) -> tuple[jax.Array, Residency | None]:
     """float32[N, rows of all the stream's units] of bf16 x[N, K], and the residency afterwards.
 
@@ -67,6 +70,7 @@ def multiply(
       residency, first_tile: as in `matmul_mosaic_gpu.matmul`.
       stream, sources: the matrices, as `UnitStream.of` gives them.
       config: how the work is cut.
+      following, ahead: arrays, and stretches of them that the L2 cache is asked for.
     """
     warpgroups = config.warpgroups
     warps = Warps(stream.lanes.interpret)
@@ -76,7 +80,9 @@ def multiply(
     operands |= rows.operands(x)
     if added is not None:
         operands["added"] = added
+    operands |= {f"following.{number}": array for number, array in enumerate(following)}
     names = tuple(operands)
+    ctas = stream.units_down * WARPS
     units, at_once = stream.units_across, WARPS * warpgroups
     turns = -(-units // at_once)
 
@@ -115,6 +121,13 @@ def multiply(
         walk = walk.prepare()
         zero = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
         fetched, sums = jax.lax.fori_loop(0, turns - 1, turn_once, (fetched, (zero,) * _SUMS))
+
+        @pl.when(mine == 0)
+        def _() -> None:
+            for stretch in ahead:
+                ref = bound[f"following.{stretch.array}"]
+                warps.prefetch(ref, row, stretch.start, stretch.size, stretch.share(ctas))
+
         sums = add(jnp.int32(turns - 1), fetched, sums)
         words = [jax.lax.bitcast_convert_type(total, jnp.uint32) for total in sums]
         for number, word in enumerate(words):
@@ -136,12 +149,15 @@ def multiply(
                         index = jnp.minimum(held + warp * 32, jnp.uint32(_SUMS * LANES - 1))
                         word = warps.gather(partial.at[warpgroup], index)
                         total += jax.lax.bitcast_convert_type(word, jnp.float32)
+                factor = rows.factor(bound, jnp.minimum(at, jnp.uint32(count - 1)))
+                if factor is not None:
+                    total *= factor
                 _store(warps, bound["out"], bound.get("added"), row, first, total)
 
     kernel = plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct((count, stream.units_down * UNIT_ROWS), jnp.float32),
-        grid=(stream.units_down * WARPS,),
+        grid=(ctas,),
         grid_names=("row",),
         num_threads=warpgroups,
         thread_name="warpgroup",

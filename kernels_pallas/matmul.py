@@ -45,6 +45,7 @@ def matmul_all(
     first_tile: int | jax.Array = 0,
     *,
     added: jax.Array | None = None,
+    following: Sequence[TiledMatrix] = (),
     implementation: str | None = None,
 ) -> tuple[tuple[jax.Array, ...], Residency | None]:
     """Multiplies x by the transpose of each of several tiled matrices.
@@ -56,6 +57,7 @@ def matmul_all(
       first_tile: number of the first matrix's first tile in `residency` (int32 scalar); the
         other matrices' tiles follow.
       added: float32[N, OUT] that is added to the product, of which there is one then.
+      following: matrices that are multiplied after these; a kernel may ask the L2 cache for them.
       implementation: "xla", "mosaic_gpu", or None for the fastest that can run here.
         mosaic_gpu multiplies up to 64 rows of x in one fused kernel, which has all of the
         matrices where they are stored alike; for more rows it decodes each matrix once and
@@ -86,7 +88,7 @@ def matmul_all(
         raise UserError(f"mosaic_gpu multiplies bfloat16 only: cast x from {x.dtype}")
     first = jnp.asarray(first_tile, jnp.int32)
     if implementation != XLA and x.shape[0] <= matmul_mosaic_gpu.MAX_ROWS:
-        return matmul_mosaic_gpu.matmul(x, tuple(matrices), residency, first, added)
+        return matmul_mosaic_gpu.matmul(x, tuple(matrices), residency, first, added, following)
     decode = reference_xla.decode if implementation == XLA else decode_mosaic_gpu.decode
     products: list[jax.Array] = []
     multiplied = value_of(x)

@@ -25,6 +25,7 @@ from kernels_pallas.few_rows_mosaic_gpu import FewRowsConfig
 from kernels_pallas.inputs import Input, Made, value_of
 from kernels_pallas.lanes import SWIZZLE_TRANSFORMS, Lanes
 from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
+from kernels_pallas.prefetch import stretches
 from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream
 from kernels_pallas.unit_walk import UnitWalk
 from kernels_pallas.warps import WARPS
@@ -92,6 +93,7 @@ def matmul(
     residency: Residency | None,
     first_tile: jax.Array,
     added: jax.Array | None = None,
+    following: Sequence[TiledMatrix] = (),
     *,
     config: Config | None = None,
     interpret: bool = False,
@@ -100,7 +102,7 @@ def matmul(
 
     The matrices' tiles follow one another in the page table. Every sum has the same order
     however its matrix is stored. What of a `rans` matrix is not resident is decoded to a dense
-    matrix first. `added` is as in `kernels_pallas.matmul_all`.
+    matrix first. `added` and `following` are as in `kernels_pallas.matmul_all`.
     """
     overlaid = any(t.codec == RANS for t in matrices)
     if overlaid:
@@ -121,7 +123,7 @@ def matmul(
     products: list[jax.Array] = []
     for group in together:
         y, stream, residency = _product(
-            x, group, residency, first_tile, added, config, interpret, overlaid
+            x, group, residency, first_tile, added, following, config, interpret, overlaid
         )
         firsts = [part.first_row * UNIT_ROWS for part in stream.parts]
         products += [
@@ -157,6 +159,7 @@ def _product(
     residency: Residency | None,
     first_tile: jax.Array,
     added: jax.Array | None,
+    following: Sequence[TiledMatrix],
     config: Config,
     interpret: bool,
     overlaid: bool,
@@ -171,8 +174,9 @@ def _product(
     if isinstance(config, FewRowsConfig):
         if isinstance(x, Made) and not made_here(x):
             x = x.value()
+        arrays, ahead = stretches(following, residency)
         y, residency = few_rows_mosaic_gpu.multiply(
-            x, added, sources, residency, first_tile, stream, config
+            x, added, sources, residency, first_tile, stream, config, arrays, ahead
         )
         return y, stream, residency
     y, residency = _multiply(

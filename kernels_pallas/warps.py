@@ -234,6 +234,38 @@ class Warps(Lanes):
 
         return apply(values)
 
+    def prefetch(self, ref: Any, number: jax.Array, start: int, size: int, share: int) -> None:
+        """Asks the L2 cache for share `number` of bytes of a ref in device memory.
+
+        Args:
+          ref: of any shape.
+          number: int32 scalar; shares beyond the last ask for nothing.
+          start, size: of the bytes; multiples of 16.
+          share: bytes of one, a multiple of 16.
+        """
+        if self.interpret:
+            return
+
+        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), LANE_LAYOUT, LANE_LAYOUT))
+        def apply(_: Any, ref: ir.Value, lane: Any, number: Any) -> None:
+            word, long = word_type(), ir.IntegerType.get_signless(64)
+            first = arith.muli(scalar(number.registers.item()), arith.constant(word, share))
+            zero, end = arith.constant(word, 0), arith.constant(word, size)
+            one_lane = arith.cmpi(arith.CmpIPredicate.eq, scalar(lane.registers.item()), zero)
+            some = arith.cmpi(arith.CmpIPredicate.ult, first, end)
+            branch = scf.IfOp(arith.andi(one_lane, some))
+            with ir.InsertionPoint(branch.then_block):
+                offset = arith.addi(arith.extui(long, first), arith.constant(long, start))
+                mgpu_utils.inline_ptx(
+                    "cp.async.bulk.prefetch.L2.global [$0], $1;",
+                    arith.addi(address(ref), offset),
+                    arith.minui(arith.constant(word, share), arith.subi(end, first)),
+                    has_side_effects=True,
+                )
+                scf.yield_([])
+
+        apply(ref, self.index(), plgpu.layout_cast(self.index() * 0 + number, LANE_LAYOUT))
+
     def transpose(self, words: Sequence[jax.Array]) -> list[jax.Array]:
         """Transposes 4 words of each of 4 neighbouring lanes: word i of lane j to word j of lane i.
 

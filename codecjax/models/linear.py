@@ -20,6 +20,7 @@ class TiledLinear(nnx.Module):
       first_tile: number of the first weight's first tile among the model's TILES; the tiles of
         the others follow.
       implementation: of `kernels_pallas.matmul_all`.
+      following: TiledMatrices that are multiplied after these.
     """
 
     def __init__(
@@ -27,10 +28,12 @@ class TiledLinear(nnx.Module):
         weights: Sequence[TiledMatrix | jax.Array],
         first_tile: int,
         implementation: str | None,
+        following: Sequence[TiledMatrix] = (),
     ) -> None:
         self.weights = nnx.List(nnx.Param(weight) for weight in weights)
         self.first_tile = first_tile
         self.implementation = implementation
+        self.following = nnx.List(nnx.Param(weight) for weight in following)
 
     def __call__(
         self, x: Input, residency: Residency | None, added: jax.Array | None = None
@@ -50,6 +53,7 @@ class TiledLinear(nnx.Module):
                 residency,
                 self.first_tile,
                 added=added,
+                following=[weight.get_value() for weight in self.following],
                 implementation=self.implementation,
             )
         multiplied = value_of(x)

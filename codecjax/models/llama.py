@@ -38,6 +38,9 @@ class LayerCache:
 
 Cache = tuple[LayerCache, ...]
 
+# Products that are told to one as the next.
+_AHEAD = 2
+
 
 @dataclasses.dataclass(frozen=True)
 class _Where:
@@ -275,9 +278,16 @@ class Llama(nnx.Module):
         """
         projections: dict[tuple[str, ...], TiledLinear] = {}
         first_tile = 0
-        for group in sharing_inputs(config):
+        groups = sharing_inputs(config)
+        for number, group in enumerate(groups):
             weights = [at(parameters, parameter) for parameter in group]
-            projections[group[0].path] = linear(weights, first_tile, implementation)
+            following = [
+                weight
+                for other in groups[number + 1 : number + 1 + _AHEAD]
+                for weight in (at(parameters, parameter) for parameter in other)
+                if isinstance(weight, TiledMatrix)
+            ]
+            projections[group[0].path] = linear(weights, first_tile, implementation, following)
             first_tile += sum(t.tiles for t in weights if isinstance(t, TiledMatrix))
         names = [f"layers_{index}" for index in range(config.layers)]
         self.config = config
