@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-# Positions that a program has at once, and in all before another one pays.
-_BLOCK, _MOST_POSITIONS = 256, 1024
+# What a program has of keys at once, in elements, and of positions in all before another pays.
+_BLOCK, _MOST_POSITIONS = 2**15, 1024
 _WARPS = 8
 
 
@@ -31,7 +31,8 @@ def attend(
     queries = heads.shape[0] - 2 * kv_heads
     half = head_dim // 2
     parts = pl.cdiv(capacity, _MOST_POSITIONS)
-    blocks_a_part = pl.cdiv(pl.cdiv(capacity, parts), _BLOCK)
+    block = _BLOCK // head_dim
+    blocks_a_part = pl.cdiv(pl.cdiv(capacity, parts), block)
     dtype = cache[0].dtype
 
     def body(*refs: Any) -> None:
@@ -65,14 +66,14 @@ def attend(
         def scaled(products: jax.Array) -> jax.Array:
             return products * head_dim**-0.5
 
-        def add(block: jax.Array, carry: Any) -> Any:
+        def add(number: jax.Array, carry: Any) -> Any:
             peak, total, sums = carry
-            first = (part * blocks_a_part + block) * _BLOCK
-            seen = first + jnp.arange(_BLOCK) < at
-            mask = jnp.broadcast_to(seen[:, None], (_BLOCK, half))
+            first = (part * blocks_a_part + number) * block
+            seen = first + jnp.arange(block) < at
+            mask = jnp.broadcast_to(seen[:, None], (block, half))
 
             def rows(ref: Any) -> list[jax.Array]:
-                there = [ref.at[group, pl.ds(first, _BLOCK), each] for each in both]
+                there = [ref.at[group, pl.ds(first, block), each] for each in both]
                 loaded = [plgpu.load(each, mask=mask, other=0.0) for each in there]
                 return [each.astype(jnp.float32) for each in loaded]
 
@@ -95,8 +96,8 @@ def attend(
         peak = jnp.where(here, own, jnp.float32(-1e30))
         total = jnp.where(here, jnp.float32(1), jnp.float32(0))
         sums = [jnp.where(here, each, 0.0) for each in value]
-        left = jnp.maximum(at - part * (blocks_a_part * _BLOCK), 0)
-        blocks = jnp.minimum(pl.cdiv(left, _BLOCK), blocks_a_part)
+        left = jnp.maximum(at - part * (blocks_a_part * block), 0)
+        blocks = jnp.minimum(pl.cdiv(left, block), blocks_a_part)
         peak, total, sums = jax.lax.fori_loop(0, blocks, add, (peak, total, sums))
         peak_ref[head, part], total_ref[head, part] = peak, total
         for each, columns in zip(sums, both, strict=True):
