@@ -2,12 +2,13 @@
 
 Up to 8 rows of x go to `few_rows_mosaic_gpu`. Here, each CTA multiplies a few rows of units, one a
 warpgroup, by a slice of K of x, which they share. The CTAs of the same rows are a cluster, which
-adds their sums in a fixed order through shared memory. x is at most 128 rows. Matrices that
+adds their sums in a fixed order through shared memory. x is at most 256 rows. Matrices that
 multiply the same x are one launch: a small one alone would leave most of the GPU idle.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,16 +25,18 @@ from kernels_pallas.few_rows_inputs import made_here
 from kernels_pallas.few_rows_mosaic_gpu import FewRowsConfig
 from kernels_pallas.inputs import Input, Made, value_of
 from kernels_pallas.lanes import SWIZZLE_TRANSFORMS, Lanes
-from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
+from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
 from kernels_pallas.prefetch import stretches
 from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream
 from kernels_pallas.unit_walk import UnitWalk
 from kernels_pallas.warps import WARPS
 
-MAX_ROWS = 128
-ROW_STEPS = (16, 32, 64, 128)
+MAX_ROWS = 256
+ROW_STEPS = (16, 32, 64, 128, 256)
 SPLITS = (1, 2, 4, 8)
 DOWN = (1, 2, 4)
+# Of shared memory, what a CTA may have on Hopper less some for barriers and alignment.
+_MOST_SHARED = 223 * 2**10
 # Rows of x from which units that share it save more than they wait for one another.
 _SHARED_ROWS = 64
 
@@ -59,7 +62,8 @@ Config = MatmulConfig | FewRowsConfig
 def choose_config(units_down: int, units_across: int, batch: int) -> Config:
     """What was measured to be fastest on this device, or else a sane guess.
 
-    For more than 8 rows the guess is as many slices as a cluster has CTAs, of two units at least.
+    For more than 8 rows the guess is slices of two units at least: as many as a cluster has CTAs
+    where the weights decide, and where x does, two rows of units in a CTA and enough CTAs.
     """
     tuned = tuning.settings(tuning.MATMUL, units_down, units_across, batch)
     if batch <= few_rows_mosaic_gpu.MAX_ROWS:
@@ -68,8 +72,13 @@ def choose_config(units_down: int, units_across: int, batch: int) -> Config:
         return few_rows_mosaic_gpu.guess(units_down, units_across)
     if tuned is not None:
         return MatmulConfig(tuned["splits"], tuned["stages"], tuned.get("down", 1))
-    down = 2 if batch >= _SHARED_ROWS else 1
-    return MatmulConfig(max(_fitting(units_across)) // down or 1, stages=2, down=down)
+    fitting = _fitting(units_across)
+    if batch < _SHARED_ROWS:
+        return MatmulConfig(fitting[-1], stages=2)
+    down = 2 if units_down >= SMS else 1
+    wanted = SMS * (2 if batch == _SHARED_ROWS else 1) * 31 // 32
+    enough = (splits for splits in fitting if -(-units_down // down) * splits >= wanted)
+    return MatmulConfig(next(enough, fitting[-1]), stages=2, down=down)
 
 
 def candidates(units_down: int, units_across: int, batch: int) -> list[Config]:
@@ -104,7 +113,7 @@ def matmul(
     config: Config | None = None,
     interpret: bool = False,
 ) -> tuple[tuple[jax.Array, ...], Residency | None]:
-    """float32[N, OUT] = bf16 x[N, K] times each decoded matrix, N <= 64.
+    """float32[N, OUT] = bf16 x[N, K] times each decoded matrix, N <= 256.
 
     The matrices' tiles follow one another in the page table. Every sum has the same order
     however its matrix is stored. What of a `rans` matrix is not resident is decoded to a dense
@@ -175,6 +184,8 @@ def _product(
     if isinstance(config, MatmulConfig):
         stages = min(config.stages, group[0].unit_grid[1] // config.splits)
     stream, sources = UnitStream.of(group, residency, stages, Lanes(interpret), overlaid)
+    if isinstance(config, MatmulConfig):
+        stream, config = _that_fit(stream, config, x.shape[0])
     if added is not None:
         added = jnp.pad(added, ((0, 0), (0, stream.units_down * UNIT_ROWS - added.shape[1])))
     if isinstance(config, FewRowsConfig):
@@ -191,6 +202,40 @@ def _product(
     return y if added is None else added + y, stream, residency
 
 
+def _rows_of(count: int) -> int:
+    """Rows of x in the kernel, of which the last may be zeros."""
+    return next(step for step in ROW_STEPS if step >= count)
+
+
+def _buffers(stream: UnitStream, splits: int, down: int, count: int) -> dict[str, Any]:
+    """Shared memory but for barriers, for `count` rows of x."""
+    received = (down, stream.lanes.received_size(count, splits))
+    x_shape = (stream.stages, _rows_of(count), UNIT_COLUMNS)
+    return stream.scratch(staged=False, walks=(down,)) | {
+        "received": plgpu.SMEM(received, jnp.float32),
+        "x_buffer": plgpu.SMEM(x_shape, jnp.bfloat16, transforms=SWIZZLE_TRANSFORMS),
+    }
+
+
+def _that_fit(
+    stream: UnitStream, config: MatmulConfig, count: int
+) -> tuple[UnitStream, MatmulConfig]:
+    """The same with as many rows of units a CTA, and then stages, as fit shared memory.
+
+    Pages take more than settings were measured with. The order of sums stays: it is that of
+    `splits`.
+    """
+    while config.down > 1 or stream.stages > 1:
+        buffers = _buffers(stream, config.splits, config.down, count).values()
+        if sum(math.prod(each.shape) * each.dtype.itemsize for each in buffers) <= _MOST_SHARED:
+            break
+        if config.down > 1:
+            config = dataclasses.replace(config, down=config.down // 2)
+        else:
+            stream = dataclasses.replace(stream, stages=stream.stages - 1)
+    return stream, config
+
+
 @functools.partial(jax.jit, static_argnames=("stream", "splits", "down"))
 def _multiply(
     x: jax.Array,
@@ -202,7 +247,7 @@ def _multiply(
     down: int,
 ) -> tuple[jax.Array, Residency | None]:
     """float32[N, rows of all the stream's units], and the residency afterwards."""
-    rows = next(step for step in ROW_STEPS if step >= x.shape[0])
+    rows = _rows_of(x.shape[0])
     interpret = stream.lanes.interpret
     least, longer = divmod(stream.units_across, splits)
     operands = stream.operands(sources, residency, first_tile)
@@ -280,12 +325,7 @@ def _multiply(
             here = bound["out"].at[split, :, pl.ds(row * UNIT_ROWS, UNIT_ROWS)]
         stream.lanes.store_sum(here, received, sums, x.shape[0], splits)
 
-    received_size = stream.lanes.received_size(x.shape[0], splits)
-    scratch = stream.scratch(staged=False, walks=(down,))
-    scratch["received"] = plgpu.SMEM((down, received_size), jnp.float32)
-    x_shape = (stream.stages, rows, UNIT_COLUMNS)
-    scratch |= {
-        "x_buffer": plgpu.SMEM(x_shape, jnp.bfloat16, transforms=SWIZZLE_TRANSFORMS),
+    scratch = _buffers(stream, splits, down, x.shape[0]) | {
         "x_arrived": plgpu.Barrier(num_barriers=stream.stages),
         "x_read": plgpu.Barrier(num_arrivals=down, num_barriers=stream.stages),
         "barriers": plgpu.Barrier(
