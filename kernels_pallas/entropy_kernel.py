@@ -81,7 +81,7 @@ def run(
     config: EntropyConfig | None,
     interpret: bool,
 ) -> tuple[jax.Array | None, Residency | None]:
-    """The dense matrix bf16[OUT, K], if there is one, and the residency afterwards.
+    """The dense matrix of whole tiles, bf16, if there is one, and the residency afterwards.
 
     Args:
       t: of an entropy-coded codec, not dense.
@@ -256,7 +256,7 @@ def run(
         interpret=interpreter(interpret),
     )
     found = kernel(*operands.values())
-    w = found[: t.shape[0], : t.shape[1]] if mode.dense else None
+    w = found if mode.dense else None
     if residency is None:
         return w, None
     pages = jax.freeze(operands["pages"]) if has_pages else residency.pages

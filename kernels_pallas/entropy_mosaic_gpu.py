@@ -41,7 +41,7 @@ def decode(
     mode = Mode(dense=True, resident=not missing_only, others=True, pages=True)
     w, residency = run(t, residency, first_tile, _decoder(t), mode, config, interpret)
     assert w is not None
-    return w, residency
+    return w[: t.shape[0], : t.shape[1]], residency
 
 
 def fill(

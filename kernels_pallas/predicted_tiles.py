@@ -16,7 +16,6 @@ from codecjax.codecs.ecsq_quantiser import dequantise
 from codecjax.codecs.int8_choice import rows_of, tiles_of
 from codecjax.codecs.int8_prediction import restore_tiles
 from codecjax.codecs.window_pool import place_of
-from codecjax.codecs.window_units import padded_to
 from codecjax.tiles import DECODE, Residency, TiledMatrix
 from kernels_pallas.entropy_kernel import EntropyConfig, Mode, run
 from kernels_pallas.index_units import IndexUnits
@@ -64,7 +63,7 @@ def _residuals(
     config: EntropyConfig | None,
     interpret: bool,
 ) -> tuple[jax.Array, Residency | None]:
-    """bf16[OUT, K], meaningless where tiles are not decoded, and the residency, now counted."""
+    """bf16 of whole tiles, meaningless where they are not decoded; and the residency, counted."""
     decoder = IndexUnits.of(t, scaled=False)
     residuals, residency = run(t, residency, first_tile, decoder, mode, config, interpret)
     assert residuals is not None
@@ -79,11 +78,11 @@ def _finished(
     first_tile: jax.Array,
     resident: bool,
 ) -> tuple[jax.Array, Residency | None]:
-    """The matrix of residuals bf16[OUT, K], and the residency with pages filled as told.
+    """bf16[OUT, K] and the residency with pages filled as told.
 
     Args:
       t: the matrix.
-      residuals: of the tiles that were to be decoded.
+      residuals: bf16, of whole tiles, of those that were to be decoded.
       residency, first_tile: as in `kernels_pallas.decode`.
       resident: whether resident tiles are read from their pages.
     """
@@ -105,7 +104,7 @@ def _finished(
 def _weights(t: TiledMatrix, residuals: jax.Array) -> jax.Array:
     """bf16[T, rows, columns]: the tiles of which the residuals are."""
     place, (down, across) = place_of(t), t.grid
-    tiles = tiles_of(padded_to(residuals.astype(jnp.int8), t.tile), t.tile).reshape(-1, *t.tile)
+    tiles = tiles_of(residuals.astype(jnp.int8), t.tile).reshape(-1, *t.tile)
     number = t.arrays["prediction"][place.first_slot : place.first_slot + t.tiles]
     values = restore_tiles(tiles, number).astype(jnp.int32)
     scale = t.arrays["scale"][place.first_row : place.first_row + down].astype(jnp.float32)

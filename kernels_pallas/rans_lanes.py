@@ -108,14 +108,15 @@ class RansLanes:
           part: of so many `parts` of all tables.
         """
         size = (self.tables << self.bits) // parts
+        if self.warps.interpret:
+            mine = entries[first : first + self.tables].reshape(parts, size)[part]
+            self.table[part] = jnp.stack(self._as_read(mine), axis=-1)
+            return
         for at in range(0, size, LANES):
             slot = (part * size).astype(jnp.uint32) + jnp.uint32(at) + self.warps.index()
             (entry,) = self.warps.load(entries, slot + jnp.uint32(first << self.bits), [0])
             words = self._as_read(entry)
-            if self.warps.interpret:
-                self.table[part, at : at + LANES] = jnp.stack(words, axis=-1)
-            else:
-                self.warps.store_shared(self.table, slot * jnp.uint32(self._words), words)
+            self.warps.store_shared(self.table, slot * jnp.uint32(self._words), words)
 
     def _as_read(self, entry: jax.Array) -> list[jax.Array]:
         """The words in shared memory of a stored entry."""
