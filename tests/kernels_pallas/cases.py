@@ -33,7 +33,7 @@ class Case:
       escapes: "few" as they come, "verbatim" for tiles that must be stored verbatim too.
       tile: (rows, columns).
       options: of int8_rans, beside the smallest tables.
-      symbols: of ecsq, whose rows have spreads that need tables of their own.
+      symbols: of ecsq.
     """
 
     name: str
@@ -64,8 +64,9 @@ class Case:
         if self.escapes == "verbatim":
             w = w.at[:3, :100].set(2.0**-100)
         if self.is_lossy:
-            # Rows apart in scale, and one weight too large for its row.
-            w = gaussian_weight(*self.shape, seed=7).at[::3].multiply(64).at[5, 9].set(9.0)
+            # One weight too large for its row; and rows apart in scale, if there can be tables.
+            w = gaussian_weight(*self.shape, seed=7).at[5, 9].set(9.0)
+            w = w.at[::3].multiply(64) if self.symbols is SINGLE else w
         return w
 
     def tiled(self) -> TiledMatrix:
@@ -90,7 +91,7 @@ def _tiled(case: Case) -> TiledMatrix:
 
 
 # Tables included, which small matrices have few weights for.
-_RATES = {SINGLE: 6.0, PAIR: 7.0, FINE: 13.0}
+_RATES = {SINGLE: 6.0, PAIR: 11.0, FINE: 15.0}
 
 CASES = (
     Case("width 11", (128, 512)),
