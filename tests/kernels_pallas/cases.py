@@ -71,7 +71,9 @@ class Case:
 
     def tiled(self) -> TiledMatrix:
         """The matrix, encoded."""
-        return _tiled(self)
+        t = _tiled(self)
+        assert t.is_dense == (self.codec == "bf16"), "its codec could not make it smaller"
+        return t
 
 
 @functools.cache
