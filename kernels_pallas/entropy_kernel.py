@@ -25,10 +25,13 @@ from kernels_pallas.rans_lanes import RansLanes, table_shape
 from kernels_pallas.row_major import load_unit, store_columns
 from kernels_pallas.warps import Warps
 
-# Groups on each multiprocessor, from which a second warpgroup a CTA does not pay.
-_ENOUGH_GROUPS = 8
-# Bytes of tables, above which four warpgroups must share them for enough to fit.
-_LARGE_TABLES = 40 * 2**10
+# Groups on each multiprocessor, from which a second warpgroup a CTA does not pay; and from which
+# all multiprocessors have work for four.
+_ENOUGH_GROUPS, _GROUPS_FOR_FOUR = 8, 4
+# Shared memory of a multiprocessor, and what every CTA takes of it besides its own.
+_SHARED_BYTES, _RESERVED_BYTES = 228 * 2**10, 2**10
+# Warpgroups at work on a multiprocessor that make more of them a CTA unnecessary.
+_ENOUGH_WARPGROUPS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +46,23 @@ class EntropyConfig:
 
 
 def choose_config(groups: int, table_bytes: int) -> EntropyConfig:
-    """One warpgroup a CTA where that alone makes enough work and its tables leave room for more.
+    """As few warpgroups a CTA as make enough work for a multiprocessor, where its tables fit.
 
     Args:
       groups: of the matrix.
       table_bytes: of all tables in shared memory.
     """
-    if table_bytes > _LARGE_TABLES:
-        return EntropyConfig(4)
-    return EntropyConfig(1 if groups >= _ENOUGH_GROUPS * SMS else 2)
+    fewest = 1 if groups >= _ENOUGH_GROUPS * SMS else 2
+    most = 4 if groups >= _GROUPS_FOR_FOUR * SMS else 2
+
+    def at_work(warpgroups: int) -> int:
+        """Warpgroups for which a multiprocessor has shared memory."""
+        own = table_bytes + 4 * warpgroups * RansLanes.rings_size()
+        return warpgroups * (_SHARED_BYTES // (own + _RESERVED_BYTES))
+
+    choices = [each for each in (1, 2, 4) if fewest <= each <= most]
+    enough = (each for each in choices if at_work(each) >= _ENOUGH_WARPGROUPS)
+    return EntropyConfig(next(enough, choices[-1]))
 
 
 @dataclasses.dataclass(frozen=True)
