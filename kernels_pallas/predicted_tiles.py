@@ -1,10 +1,10 @@
 """Decode of `int8_rans` matrices with predictions: residuals by the kernel, values by XLA.
 
 A predicted value depends on all that are above it and to its left in its tile, but the kernel's
-warpgroups know a group of units each. So the kernel leaves residuals, which bf16 has exactly, in a
-dense matrix; and XLA makes values of those of the matrix's tiles that are predicted, and weights
-of all. Both passes skip nothing but resident tiles, and what is decoded has the same bits as by
-XLA alone. No prediction pays on trained weights: this is made to be right, and not to be fast.
+warpgroups know a group of units each. So the kernel leaves the residuals of the tiles that must be
+decoded in a dense matrix, as bf16 has them exactly; and XLA makes values of residuals and weights
+of values, all tiles at once. The bits are those of XLA alone. No prediction pays on trained
+weights: this is made to be right, and not to be fast.
 """
 
 import functools
