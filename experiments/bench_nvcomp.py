@@ -1,111 +1,64 @@
-"""nvCOMP's ANS codec as a peer, through its Python package and CuPy."""
+"""nvCOMP's ANS codec as a peer, through its Python package and CuPy.
 
-import functools
-import itertools
+It is measured while nothing else runs, but in a process of its own: beside PyTorch, which has been
+loaded by then for cuBLAS and DFloat11, nvCOMP 6.0 takes no CuPy array and ends the process.
+"""
+
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from codecjax.errors import UserError
-from experiments.bench_matrices import applications
 from experiments.bench_rows import Row
-from experiments.bench_settings import repeats
-from experiments.timing import Timing, slope
+from experiments.timing import Timing
 
 NAME = "nvcomp_ans"
 
-_CHUNKS = (2**16, 2**18)
-_POLICIES = ("CONCURRENCY", "LATENCY")
-# nvCOMP's mode for numbers of 16 bits.
-_DATA_TYPE = "<f2"
-# Copies of the compressed matrix that are decoded in turn.
-_COPIES = 2
-# Rounds over them that are started without waiting in between, for the slope.
-_CALLS = (1, 5)
+_COMMAND = (sys.executable, "-m", "experiments.bench_nvcomp_process")
+# Seconds after which the process is given up.
+_PATIENCE = 300
 
 
-class Decoder:
-    """Copies of a matrix that nvCOMP compressed, which it decodes in turn, in one stream."""
+def trials(bits: np.ndarray) -> list[dict[str, Any]]:
+    """What `bench_nvcomp_process.measure` gives for bit patterns uint16[OUT, K].
 
-    def __init__(self, bits: np.ndarray, options: Mapping[str, Any]) -> None:
-        """Compresses the bit patterns uint16[OUT, K]; `options` are those of nvcomp.Codec."""
-        import cupy
-        from nvidia import nvcomp
-
-        # JAX leaves the thread without a current device.
-        cupy.cuda.Device(0).use()
-        self._wanted = bits.reshape(-1).view(np.uint8)
-        self._stream = cupy.cuda.Stream(non_blocking=True)
-        self._codec = nvcomp.Codec(
-            algorithm="ANS", data_type=_DATA_TYPE, cuda_stream=self._stream.ptr, **options
-        )
-        plain = cupy.asarray(self._wanted)
-        cupy.cuda.Device().synchronize()
-        source = nvcomp.as_array(plain, self._stream.ptr)
-        self._compressed = [self._codec.encode(source) for _ in range(_COPIES)]
-        self.outputs = [cupy.empty(self._wanted.size, cupy.uint8) for _ in range(_COPIES)]
-        self._configs = [self._codec.decompression_config(each) for each in self._compressed]
-        self._stream.synchronize()
-
-    @property
-    def nbytes(self) -> int:
-        return int(self._compressed[0].buffer_size)
-
-    def exact(self) -> bool:
-        self.run(_COPIES)
-        return all(np.array_equal(output.get(), self._wanted) for output in self.outputs)
-
-    def run(self, count: int) -> None:
-        """Decodes `count` times and waits for the device."""
-        for index in range(count):
-            copy = index % _COPIES
-            self._codec.decode(
-                self._compressed[copy],
-                data_type="|u1",
-                out=self.outputs[copy],
-                decompression_config=self._configs[copy],
+    Raises:
+      UserError: nvCOMP cannot run here.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "bits.npy"
+        np.save(file, bits, allow_pickle=False)
+        try:
+            done = subprocess.run(
+                [*_COMMAND, str(file)], capture_output=True, text=True, timeout=_PATIENCE
             )
-        self._stream.synchronize()
-
-    def time(self) -> Timing:
-        """The timing of one decode."""
-        count = applications(_COPIES, self.nbytes + self._wanted.size)
-        calls: dict[int, Callable[[], Any]] = {
-            number: functools.partial(self.run, number * count) for number in _CALLS
-        }
-        return slope(calls, repeats()).over(count)
-
-
-def _options() -> Iterator[dict[str, Any]]:
-    """Chunk sizes and policies that are tried; the fastest counts."""
-    from nvidia import nvcomp
-
-    for chunk, policy in itertools.product(_CHUNKS, _POLICIES):
-        yield {
-            "uncomp_chunk_size": chunk,
-            "execution_policy": getattr(nvcomp.ExecutionPolicy, policy),
-        }
+        except subprocess.TimeoutExpired as error:
+            raise UserError(
+                f"nvCOMP has not finished in {_PATIENCE} seconds: leave out --peers, "
+                "the rows before it are in the record"
+            ) from error
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise UserError(
+            f"nvCOMP cannot decode here: {said[-1]}; leave out --peers, "
+            "the rows before it are in the record"
+        )
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def decode_row(name: str, w: jax.Array, baselines: Mapping[str, float]) -> Row:
     """nvCOMP's dense decode of bf16[OUT, K], by the fastest of its settings."""
-    bits = np.asarray(w).view(np.uint16)
-    tried: list[tuple[Timing, int, bool]] = []
-    for options in _options():
-        try:
-            decoder = Decoder(bits, options)
-            exact = decoder.exact()
-        except RuntimeError as error:
-            raise UserError(
-                f"nvCOMP cannot decode beside JAX in this process: {error}; "
-                "the rows before it are in the record, leave out --peers for the rest"
-            ) from error
-        tried.append((decoder.time(), decoder.nbytes, exact))
-    timing, nbytes, exact = min(tried, key=lambda each: each[0].seconds)
-    out, k = bits.shape
+    fastest = min(trials(np.asarray(w).view(np.uint16)), key=lambda each: each["seconds"])
+    out, k = w.shape
     return Row(
         suite="decode",
         op="decode",
@@ -115,11 +68,11 @@ def decode_row(name: str, w: jax.Array, baselines: Mapping[str, float]) -> Row:
         shape=(out, k),
         batch=None,
         implementation=NAME,
-        timing=timing,
-        bytes=nbytes,
-        bf16_bytes=2 * math.prod(bits.shape),
-        moved_bytes=nbytes + w.nbytes,
+        timing=Timing(fastest["seconds"], fastest["spread"]),
+        bytes=fastest["bytes"],
+        bf16_bytes=2 * math.prod(w.shape),
+        moved_bytes=fastest["bytes"] + w.nbytes,
         baselines=baselines,
-        exact=exact,
-        rotated_bytes=_COPIES * nbytes,
+        exact=fastest["exact"],
+        rotated_bytes=fastest["rotated_bytes"],
     )

@@ -1,7 +1,22 @@
 """GPU kernels for tiled matrices, each with a reference in plain JAX."""
 
+from kernels_pallas.attention import attend, attention_implementation
 from kernels_pallas.decode import decode, fill
 from kernels_pallas.implementations import implementations, resolve
+from kernels_pallas.inputs import Gated, Input, Normed, value_of
 from kernels_pallas.matmul import matmul, matmul_all
 
-__all__ = ["decode", "fill", "implementations", "matmul", "matmul_all", "resolve"]
+__all__ = [
+    "Gated",
+    "Input",
+    "Normed",
+    "attend",
+    "attention_implementation",
+    "decode",
+    "fill",
+    "implementations",
+    "matmul",
+    "matmul_all",
+    "resolve",
+    "value_of",
+]

@@ -15,9 +15,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency
+from codecjax.tiles import UNIT_ROWS, Residency
+from kernels_pallas.few_rows_inputs import Rows
+from kernels_pallas.inputs import Input
 from kernels_pallas.lanes import LANE_LAYOUT, LANES
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
+from kernels_pallas.prefetch import Stretch
 from kernels_pallas.stripe_walk import STRIPE_ROWS, StripePlace, StripeWalk, Words
 from kernels_pallas.unit_stream import UnitStream
 from kernels_pallas.warps import WARPS, Warps
@@ -47,34 +50,44 @@ def guess(units_down: int, units_across: int) -> FewRowsConfig:
     return FewRowsConfig(1 if enough else 2)
 
 
-@functools.partial(jax.jit, static_argnames=("stream", "config"))
+@functools.partial(jax.jit, static_argnames=("stream", "config", "ahead"))
 def multiply(
-    x: jax.Array,
+    x: Input,
+    added: jax.Array | None,
     sources: tuple[dict[str, jax.Array], ...],
     residency: Residency | None,
     first_tile: jax.Array,
     stream: UnitStream,
     config: FewRowsConfig,
+    following: tuple[jax.Array, ...] = (),
+    ahead: tuple[Stretch, ...] = (),
 ) -> tuple[jax.Array, Residency | None]:
     """float32[N, rows of all the stream's units] of bf16 x[N, K], and the residency afterwards.
 
     Args:
       x: N at most 8.
+      added: float32 of the result's shape, to be added to it.
       residency, first_tile: as in `matmul_mosaic_gpu.matmul`.
       stream, sources: the matrices, as `UnitStream.of` gives them.
       config: how the work is cut.
+      following, ahead: arrays, and stretches of them that the L2 cache is asked for.
     """
     warpgroups = config.warpgroups
     warps = Warps(stream.lanes.interpret)
     interpret, count = warps.interpret, x.shape[0]
+    rows = Rows.of(x, warps, warpgroups)
     operands = stream.operands(sources, residency, first_tile)
+    operands |= rows.operands(x)
+    if added is not None:
+        operands["added"] = added
+    operands |= {f"following.{number}": array for number, array in enumerate(following)}
     names = tuple(operands)
+    ctas = stream.units_down * WARPS
     units, at_once = stream.units_across, WARPS * warpgroups
     turns = -(-units // at_once)
-    x = jnp.pad(x, ((0, 0), (0, units * UNIT_COLUMNS - x.shape[1])))
 
     def body(*refs: Any, partial: Any, arrived: Any, **scratch: Any) -> None:
-        bound = dict(zip((*names, "x", "out"), refs, strict=True)) | scratch
+        bound = dict(zip((*names, "out"), refs, strict=True)) | scratch
         row, mine = jax.lax.axis_index("row"), jax.lax.axis_index("warpgroup")
         bound |= {name: bound[name].at[mine] for name in ("entries", "slots") if name in bound}
         walk = StripeWalk.start(stream, warps, bound, row)
@@ -87,16 +100,10 @@ def multiply(
         def place_of(unit: jax.Array) -> StripePlace:
             return walk.place(jnp.minimum(unit, jnp.uint32(units - 1)))
 
-        def factors(unit: jax.Array) -> list[jax.Array]:
-            number = jnp.minimum(warps.lane() // 4, jnp.uint32(count - 1))
-            index = number * jnp.uint32(units * UNIT_COLUMNS // 2) + warps.lane() % 4
-            index += unit * jnp.uint32(UNIT_COLUMNS // 2)
-            return warps.load(bound["x"], index, range(0, UNIT_COLUMNS // 2, 4))
-
         def add(turn: Any, fetched: Words, sums: Words) -> Words:
             unit = unit_of(turn)
             place, inside = place_of(unit), unit < jnp.uint32(units)
-            x_words = factors(place.unit)
+            x_words = rows.factors(bound, place.unit)
             registers = walk.registers(place, fetched)
             walk.record(place, inside)
             added = warps.multiply_in_warp(sums, registers, x_words)
@@ -110,9 +117,17 @@ def multiply(
             return following, add(turn, fetched, sums)
 
         fetched = walk.fetch(place_of(unit_of(jnp.int32(0))))
+        rows.prepare(bound, mine)
         walk = walk.prepare()
         zero = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
         fetched, sums = jax.lax.fori_loop(0, turns - 1, turn_once, (fetched, (zero,) * _SUMS))
+
+        @pl.when(mine == 0)
+        def _() -> None:
+            for stretch in ahead:
+                ref = bound[f"following.{stretch.array}"]
+                warps.prefetch(ref, row, stretch.start, stretch.size, stretch.share(ctas))
+
         sums = add(jnp.int32(turns - 1), fetched, sums)
         words = [jax.lax.bitcast_convert_type(total, jnp.uint32) for total in sums]
         for number, word in enumerate(words):
@@ -134,12 +149,15 @@ def multiply(
                         index = jnp.minimum(held + warp * 32, jnp.uint32(_SUMS * LANES - 1))
                         word = warps.gather(partial.at[warpgroup], index)
                         total += jax.lax.bitcast_convert_type(word, jnp.float32)
-                _store(warps, bound["out"], row, first, total)
+                factor = rows.factor(bound, jnp.minimum(at, jnp.uint32(count - 1)))
+                if factor is not None:
+                    total *= factor
+                _store(warps, bound["out"], bound.get("added"), row, first, total)
 
     kernel = plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct((count, stream.units_down * UNIT_ROWS), jnp.float32),
-        grid=(stream.units_down * WARPS,),
+        grid=(ctas,),
         grid_names=("row",),
         num_threads=warpgroups,
         thread_name="warpgroup",
@@ -148,6 +166,7 @@ def multiply(
             for name in ("entries", "slots")
             if name in stream.scratch(staged=False)
         }
+        | rows.scratch()
         | {
             "partial": plgpu.SMEM((warpgroups, _SUMS, LANES), jnp.uint32),
             "arrived": plgpu.Barrier(num_arrivals=warpgroups),
@@ -155,21 +174,30 @@ def multiply(
         compiler_params=LANE_SEMANTICS,
         interpret=interpreter(interpret),
     )
-    y = kernel(*operands.values(), x)
+    y = kernel(*operands.values())
     return y, stream.residency(residency, operands)
 
 
-def _store(warps: Warps, out: Any, row: jax.Array, first: int, totals: jax.Array) -> None:
+def _store(
+    warps: Warps, out: Any, added: Any, row: jax.Array, first: int, totals: jax.Array
+) -> None:
     """Stores the lanes' totals: 16 rows of weights by rows of x, those from number `first` on."""
     count, columns = out.shape
     if warps.interpret:
         for n in range(first // STRIPE_ROWS, min(count, (first + LANES) // STRIPE_ROWS)):
             start = n * STRIPE_ROWS - first
-            out[n, pl.ds(row * STRIPE_ROWS, STRIPE_ROWS)] = totals[start : start + STRIPE_ROWS]
+            here = (n, pl.ds(row * STRIPE_ROWS, STRIPE_ROWS))
+            total = totals[start : start + STRIPE_ROWS]
+            out[here] = total if added is None else added[here] + total
         return
     number = warps.index() + jnp.uint32(first)
     at, down = number // STRIPE_ROWS, number % STRIPE_ROWS
+    inside = at < jnp.uint32(count)
+    at = jnp.minimum(at, jnp.uint32(count - 1))
     index = at * jnp.uint32(columns) + row.astype(jnp.uint32) * STRIPE_ROWS + down
-    inside = jnp.where(at < jnp.uint32(count), jnp.uint32(1), jnp.uint32(0))
+    if added is not None:
+        (word,) = warps.load(added, index, [0])
+        totals += jax.lax.bitcast_convert_type(word, jnp.float32)
     words = jax.lax.bitcast_convert_type(totals, jnp.uint32)
-    warps.store(out, index, (0,), [words], inside)
+    stored = jnp.where(inside, jnp.uint32(1), jnp.uint32(0))
+    warps.store(out, index, (0,), [words], stored)

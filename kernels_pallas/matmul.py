@@ -10,6 +10,7 @@ from codecjax.tiles import Residency, TiledMatrix
 from kernels_pallas import decode_mosaic_gpu, matmul_mosaic_gpu, reference_xla
 from kernels_pallas.arguments import check_kernels, check_residency
 from kernels_pallas.implementations import XLA, resolve
+from kernels_pallas.inputs import Input, value_of
 
 
 def matmul(
@@ -38,21 +39,25 @@ def matmul(
 
 
 def matmul_all(
-    x: jax.Array,
+    x: Input,
     matrices: Sequence[TiledMatrix],
     residency: Residency | None = None,
     first_tile: int | jax.Array = 0,
     *,
+    added: jax.Array | None = None,
+    following: Sequence[TiledMatrix] = (),
     implementation: str | None = None,
 ) -> tuple[tuple[jax.Array, ...], Residency | None]:
     """Multiplies x by the transpose of each of several tiled matrices.
 
     Args:
-      x: [N, K], bfloat16 or (xla only) float32.
+      x: [N, K], bfloat16 or (xla only) float32, or what it is made of, see `inputs`.
       matrices: [OUT, K] each.
       residency: where their tiles may be read or stored; None decodes every tile.
       first_tile: number of the first matrix's first tile in `residency` (int32 scalar); the
         other matrices' tiles follow.
+      added: float32[N, OUT] that is added to the product, of which there is one then.
+      following: matrices that are multiplied after these; a kernel may ask the L2 cache for them.
       implementation: "xla", "mosaic_gpu", or None for the fastest that can run here.
         mosaic_gpu multiplies up to 64 rows of x in one fused kernel, which has all of the
         matrices where they are stored alike; for more rows it decodes each matrix once and
@@ -69,20 +74,27 @@ def matmul_all(
     for t in matrices:
         check_kernels(t, implementation)
         check_residency(t, residency)
-        if x.ndim != 2 or x.shape[1] != t.shape[1]:
+        if len(x.shape) != 2 or x.shape[1] != t.shape[1]:
             raise UserError(
                 f"x of shape {x.shape} cannot multiply a matrix of shape {t.shape}: "
                 f"give x as [N, {t.shape[1]}]"
             )
-    if implementation != XLA and x.dtype != jnp.bfloat16:
+    if added is not None and (len(matrices) > 1 or added.shape != (x.shape[0], t.shape[0])):
+        raise UserError(
+            f"an array of shape {added.shape} cannot be added to products of {len(matrices)} "
+            f"matrices, the last of shape {t.shape}: give one matrix and its product's shape"
+        )
+    if implementation != XLA and jnp.dtype(x.dtype) != jnp.bfloat16:
         raise UserError(f"mosaic_gpu multiplies bfloat16 only: cast x from {x.dtype}")
     first = jnp.asarray(first_tile, jnp.int32)
     if implementation != XLA and x.shape[0] <= matmul_mosaic_gpu.MAX_ROWS:
-        return matmul_mosaic_gpu.matmul(x, tuple(matrices), residency, first)
+        return matmul_mosaic_gpu.matmul(x, tuple(matrices), residency, first, added, following)
     decode = reference_xla.decode if implementation == XLA else decode_mosaic_gpu.decode
     products: list[jax.Array] = []
+    multiplied = value_of(x)
     for t in matrices:
         w, residency = decode(t, residency, first)
-        products.append(reference_xla.multiply(x, w))
+        y = reference_xla.multiply(multiplied, w)
+        products.append(y if added is None else added + y)
         first += t.tiles
     return tuple(products), residency

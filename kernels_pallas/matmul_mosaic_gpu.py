@@ -20,9 +20,12 @@ from codecjax.errors import UserError
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
 from kernels_pallas import entropy_mosaic_gpu, few_rows_mosaic_gpu, tuning
 from kernels_pallas.entropy_mosaic_gpu import ENTROPY_CODED
+from kernels_pallas.few_rows_inputs import made_here
 from kernels_pallas.few_rows_mosaic_gpu import FewRowsConfig
+from kernels_pallas.inputs import Input, Made, value_of
 from kernels_pallas.lanes import SWIZZLE_TRANSFORMS, Lanes
 from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
+from kernels_pallas.prefetch import stretches
 from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream
 from kernels_pallas.unit_walk import UnitWalk
 from kernels_pallas.warps import WARPS
@@ -85,10 +88,12 @@ def _fitting(units_across: int) -> list[int]:
 
 
 def matmul(
-    x: jax.Array,
+    x: Input,
     matrices: Sequence[TiledMatrix],
     residency: Residency | None,
     first_tile: jax.Array,
+    added: jax.Array | None = None,
+    following: Sequence[TiledMatrix] = (),
     *,
     config: Config | None = None,
     interpret: bool = False,
@@ -97,7 +102,7 @@ def matmul(
 
     The matrices' tiles follow one another in the page table. Every sum has the same order
     however its matrix is stored. What of an entropy-coded matrix is not resident is decoded to
-    a dense matrix first.
+    a dense matrix first. `added` and `following` are as in `kernels_pallas.matmul_all`.
     """
     overlaid = any(t.codec in ENTROPY_CODED for t in matrices)
     if overlaid:
@@ -118,7 +123,7 @@ def matmul(
     products: list[jax.Array] = []
     for group in together:
         y, stream, residency = _product(
-            x, group, residency, first_tile, config, interpret, overlaid
+            x, group, residency, first_tile, added, following, config, interpret, overlaid
         )
         firsts = [part.first_row * UNIT_ROWS for part in stream.parts]
         products += [
@@ -149,10 +154,12 @@ def _decoded(
 
 
 def _product(
-    x: jax.Array,
+    x: Input,
     group: Sequence[TiledMatrix],
     residency: Residency | None,
     first_tile: jax.Array,
+    added: jax.Array | None,
+    following: Sequence[TiledMatrix],
     config: Config,
     interpret: bool,
     overlaid: bool,
@@ -162,12 +169,20 @@ def _product(
     if isinstance(config, MatmulConfig):
         stages = min(config.stages, group[0].unit_grid[1] // config.splits)
     stream, sources = UnitStream.of(group, residency, stages, Lanes(interpret), overlaid)
-    if isinstance(config, MatmulConfig):
-        run = functools.partial(_multiply, splits=config.splits)
-    else:
-        run = functools.partial(few_rows_mosaic_gpu.multiply, config=config)
-    y, residency = run(x, sources, residency, first_tile, stream=stream)
-    return y, stream, residency
+    if added is not None:
+        added = jnp.pad(added, ((0, 0), (0, stream.units_down * UNIT_ROWS - added.shape[1])))
+    if isinstance(config, FewRowsConfig):
+        if isinstance(x, Made) and not made_here(x):
+            x = x.value()
+        arrays, ahead = stretches(following, residency)
+        y, residency = few_rows_mosaic_gpu.multiply(
+            x, added, sources, residency, first_tile, stream, config, arrays, ahead
+        )
+        return y, stream, residency
+    y, residency = _multiply(
+        value_of(x), sources, residency, first_tile, stream=stream, splits=config.splits
+    )
+    return y if added is None else added + y, stream, residency
 
 
 @functools.partial(jax.jit, static_argnames=("stream", "splits"))

@@ -73,12 +73,14 @@ class StripeWalk:
       walk: the row of units that the stripes belong to.
       warps: operations on lanes.
       stripe: which of its units' stripes, an int32 scalar.
+      first: of the matrix's tiles in the page table, an int32 scalar.
       bias: row bases of the lane's two rows, as `window_layout.unpack` wants them.
     """
 
     walk: UnitWalk
     warps: Warps
     stripe: jax.Array
+    first: jax.Array
     bias: Words
 
     @classmethod
@@ -87,7 +89,11 @@ class StripeWalk:
     ) -> "StripeWalk":
         """The walk along the stripes number `row`; `prepare` completes it."""
         walk = UnitWalk.start(stream, refs, row // WARPS, jnp.int32(0))
-        return cls(walk, warps, jax.lax.rem(row, WARPS), ())
+        first = jnp.int32(0)
+        if stream.counted:
+            # Asked for here, it is there when a tile is noted: that waits for what it needs.
+            first = refs["first_tile"][0] + walk.of_part("first_tile")
+        return cls(walk, warps, jax.lax.rem(row, WARPS), first, ())
 
     def prepare(self) -> "StripeWalk":
         """The walk with its row bases."""
@@ -246,10 +252,9 @@ class StripeWalk:
         if not stream.counted:
             return
         rows, columns = stream.tile
-        first = self.walk.refs["first_tile"][0] + self.walk.of_part("first_tile")
         down = jax.lax.rem(self.walk.row, rows // UNIT_ROWS)
         unit = (down * (columns // UNIT_COLUMNS)).astype(jnp.uint32) + place.across
-        tile = first.astype(jnp.uint32) + place.tile
+        tile = self.first.astype(jnp.uint32) + place.tile
         decoded = _flag(~(place.resident | place.verbatim))
         ref = self.walk.refs["decoded"]
         if not self.warps.interpret:

@@ -23,6 +23,7 @@ from kernels_pallas.emit import (
     emit_transpose,
     emit_unpack,
     from_scalar,
+    ptx,
     scalar,
     shuffle,
     word_type,
@@ -31,6 +32,9 @@ from kernels_pallas.lanes import WORDS_TYPE, Lanes, in_lanes
 
 WARP_LANES = 32
 WARPS = LANES // WARP_LANES
+# One float32 a lane.
+_FLOATS_TYPE = plgpu.ShapeDtypeStruct((LANES,), jnp.float32, layout=LANE_LAYOUT)
+_PAIR = ptx("cvt.rn.bf16x2.f32 $0, $2, $1;")
 
 
 def _address(ref: ir.Value, index: ir.Value) -> ir.Value:
@@ -209,6 +213,59 @@ class Warps(Lanes):
 
         apply(ref, index, *words)
 
+    def pair(self, low: jax.Array, high: jax.Array) -> jax.Array:
+        """uint32[128]: two float32[128] rounded to bf16, one in each half."""
+        if self.interpret:
+            both = jnp.stack([low, high], axis=-1).astype(jnp.bfloat16)
+            return jax.lax.bitcast_convert_type(both, jnp.uint32)
+        return in_lanes(lambda *values: [_PAIR(*values)], [low, high], 1)[0]
+
+    def sum_in_warp(self, values: jax.Array) -> jax.Array:
+        """float32[128]: in each lane the sum of its warp's values float32[128]."""
+        if self.interpret:
+            return jnp.repeat(values.reshape(WARPS, WARP_LANES).sum(axis=1), WARP_LANES)
+
+        @plgpu.inline_mgpu(arg_types=(LANE_LAYOUT,), return_type=_FLOATS_TYPE)
+        def apply(_: Any, values: Any) -> Any:
+            total = scalar(values.registers.item())
+            for distance in (16, 8, 4, 2, 1):
+                total = arith.addf(total, mgpu_utils.shfl_bfly(total, distance))
+            return from_scalar(total, is_signed=None)
+
+        return apply(values)
+
+    def prefetch(self, ref: Any, number: jax.Array, start: int, size: int, share: int) -> None:
+        """Asks the L2 cache for share `number` of bytes of a ref in device memory.
+
+        Args:
+          ref: of any shape.
+          number: int32 scalar; shares beyond the last ask for nothing.
+          start, size: of the bytes; multiples of 16.
+          share: bytes of one, a multiple of 16.
+        """
+        if self.interpret:
+            return
+
+        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), LANE_LAYOUT, LANE_LAYOUT))
+        def apply(_: Any, ref: ir.Value, lane: Any, number: Any) -> None:
+            word, long = word_type(), ir.IntegerType.get_signless(64)
+            first = arith.muli(scalar(number.registers.item()), arith.constant(word, share))
+            zero, end = arith.constant(word, 0), arith.constant(word, size)
+            one_lane = arith.cmpi(arith.CmpIPredicate.eq, scalar(lane.registers.item()), zero)
+            some = arith.cmpi(arith.CmpIPredicate.ult, first, end)
+            branch = scf.IfOp(arith.andi(one_lane, some))
+            with ir.InsertionPoint(branch.then_block):
+                offset = arith.addi(arith.extui(long, first), arith.constant(long, start))
+                mgpu_utils.inline_ptx(
+                    "cp.async.bulk.prefetch.L2.global [$0], $1;",
+                    arith.addi(address(ref), offset),
+                    arith.minui(arith.constant(word, share), arith.subi(end, first)),
+                    has_side_effects=True,
+                )
+                scf.yield_([])
+
+        apply(ref, self.index(), plgpu.layout_cast(self.index() * 0 + number, LANE_LAYOUT))
+
     def transpose(self, words: Sequence[jax.Array]) -> list[jax.Array]:
         """Transposes 4 words of each of 4 neighbouring lanes: word i of lane j to word j of lane i.
 
@@ -338,10 +395,9 @@ class Warps(Lanes):
         """
         if self.interpret:
             return _multiply_in_warp(sums, weights, x)
-        floats = [plgpu.ShapeDtypeStruct((LANES,), jnp.float32, layout=LANE_LAYOUT)] * 4
 
         @plgpu.inline_mgpu(
-            arg_types=(LANE_LAYOUT,) * (4 + len(weights) + len(x)), return_type=floats
+            arg_types=(LANE_LAYOUT,) * (4 + len(weights) + len(x)), return_type=[_FLOATS_TYPE] * 4
         )
         def apply(_: Any, *arrays: Any) -> Any:
             values = [scalar(array.registers.item()) for array in arrays]

@@ -18,6 +18,7 @@ from codecjax.models.linear import TiledLinear
 from codecjax.models.llama import Llama
 from codecjax.models.parameters import sharing_inputs
 from codecjax.tiles import Residency
+from kernels_pallas.inputs import Input, value_of
 
 # Windows of one batch.
 _BATCH = 8
@@ -53,10 +54,11 @@ def _product_sums(
         """Notes the products of its inputs; the model uses its projections in order."""
 
         def __call__(
-            self, x: jax.Array, residency: Residency | None
+            self, x: Input, residency: Residency | None, added: jax.Array | None = None
         ) -> tuple[tuple[jax.Array, ...], Residency | None]:
-            sums.append(jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST))
-            return super().__call__(x, residency)
+            inputs = value_of(x)
+            sums.append(jnp.matmul(inputs.T, inputs, precision=jax.lax.Precision.HIGHEST))
+            return super().__call__(x, residency, added)
 
     llama = Llama(config, tree, linear=Watched)
     hidden, _, _ = llama.hidden(tokens)

@@ -8,6 +8,7 @@ from flax import nnx
 import kernels_pallas
 from codecjax.tiles import Residency, TiledMatrix
 from kernels_pallas import reference_xla
+from kernels_pallas.inputs import Input, value_of
 
 
 class TiledLinear(nnx.Module):
@@ -19,7 +20,7 @@ class TiledLinear(nnx.Module):
       first_tile: number of the first weight's first tile among the model's TILES; the tiles of
         the others follow.
       implementation: of `kernels_pallas.matmul_all`.
-      activations: dtype that x is multiplied in.
+      following: TiledMatrices that are multiplied after these.
     """
 
     def __init__(
@@ -27,21 +28,34 @@ class TiledLinear(nnx.Module):
         weights: Sequence[TiledMatrix | jax.Array],
         first_tile: int,
         implementation: str | None,
-        activations: str,
+        following: Sequence[TiledMatrix] = (),
     ) -> None:
         self.weights = nnx.List(nnx.Param(weight) for weight in weights)
         self.first_tile = first_tile
         self.implementation = implementation
-        self.activations = activations
+        self.following = nnx.List(nnx.Param(weight) for weight in following)
 
     def __call__(
-        self, x: jax.Array, residency: Residency | None
+        self, x: Input, residency: Residency | None, added: jax.Array | None = None
     ) -> tuple[tuple[jax.Array, ...], Residency | None]:
-        """float32[N, OUT] of x[N, K] for each weight, and the residency afterwards."""
+        """float32[N, OUT] of x[N, K] for each weight, and the residency afterwards.
+
+        Args:
+          x: of the activations' dtype, or what it is made of.
+          residency: of the weights' tiles.
+          added: float32[N, OUT] that is added to the product, of which there is one then.
+        """
         weights = [weight.get_value() for weight in self.weights]
-        x = x.astype(self.activations)
         if isinstance(weights[0], TiledMatrix):
             return kernels_pallas.matmul_all(
-                x, weights, residency, self.first_tile, implementation=self.implementation
+                x,
+                weights,
+                residency,
+                self.first_tile,
+                added=added,
+                following=[weight.get_value() for weight in self.following],
+                implementation=self.implementation,
             )
-        return tuple(reference_xla.multiply(x, weight) for weight in weights), residency
+        multiplied = value_of(x)
+        products = [reference_xla.multiply(multiplied, weight) for weight in weights]
+        return tuple(y if added is None else added + y for y in products), residency

@@ -14,10 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import kernels_pallas
 from codecjax.models.config import LlamaConfig, RopeScaling
 from codecjax.models.linear import TiledLinear
 from codecjax.models.parameters import at, sharing_inputs
 from codecjax.tiles import Residency, TiledMatrix
+from kernels_pallas.implementations import XLA
+from kernels_pallas.inputs import Gated, Normed
 
 
 @jax.tree_util.register_dataclass
@@ -34,6 +37,9 @@ class LayerCache:
 
 
 Cache = tuple[LayerCache, ...]
+
+# Products that are told to one as the next.
+_AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,15 +102,14 @@ def _rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
 class RMSNorm(nnx.Module):
     """x divided by its root mean square, times a scale [D]."""
 
-    def __init__(self, scale: jax.Array, eps: float) -> None:
+    def __init__(self, scale: jax.Array, eps: float, activations: str) -> None:
         self.scale = nnx.Param(scale)
         self.eps = eps
+        self.activations = activations
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """float32[..., D] of float32[..., D]."""
-        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        normal = x * jax.lax.rsqrt(mean_square + self.eps)
-        return normal * self.scale.get_value().astype(jnp.float32)
+    def __call__(self, x: jax.Array) -> Normed:
+        """[N, D] of the activations' dtype, of float32[N, D], for a matmul to make."""
+        return Normed(x, self.scale.get_value(), self.eps, self.activations)
 
 
 class Attention(nnx.Module):
@@ -120,14 +125,19 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Normed,
+        stream: jax.Array,
         batch: int,
         where: _Where,
         cache: LayerCache | None,
         residency: Residency | None,
     ) -> tuple[jax.Array, LayerCache | None, Residency | None]:
-        """float32[B * S, D] of float32[B * S, D], cache and residency after it."""
+        """`stream` float32[B * S, D] with attention to x added; cache and residency after it."""
         (queries, keys, values), residency = self.inputs(x, residency)
+        if cache is not None and queries.shape[0] == 1 and self._in_a_kernel:
+            mixed, cache = self._attend_in_kernel(queries, keys, values, where, cache)
+            (y,), residency = self.output(mixed, residency, stream)
+            return y, cache, residency
         queries = _rotate(self._by_head(queries, batch, self.heads), where.rotation)
         keys = _rotate(self._by_head(keys, batch, self.kv_heads), where.rotation)
         values = self._by_head(values, batch, self.kv_heads)
@@ -144,8 +154,34 @@ class Attention(nnx.Module):
             if queries.shape[2] == 1:
                 keys, values = cache.keys, cache.values
         mixed = self._attend(queries, keys, values, where.start)
-        (y,), residency = self.output(mixed, residency)
+        (y,), residency = self.output(mixed.astype(self.activations), residency, stream)
         return y, cache, residency
+
+    @property
+    def _in_a_kernel(self) -> bool:
+        """Whether attention of a single token to the cache is a kernel of ours."""
+        implementation = kernels_pallas.resolve(self.inputs.implementation)
+        return kernels_pallas.attention_implementation(implementation, self.head_dim) != XLA
+
+    def _attend_in_kernel(
+        self,
+        queries: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        where: _Where,
+        cache: LayerCache,
+    ) -> tuple[jax.Array, LayerCache]:
+        """[1, H * HD], and the cache, of one token's products float32[1, heads * HD]."""
+        cosine, sine = where.rotation
+        # XLA takes this for the kernel's one array that these are slices of.
+        heads = jnp.concatenate([queries, keys, values], axis=1)
+        mixed, (keys_after, values_after) = kernels_pallas.attend(
+            heads.reshape(-1, self.head_dim),
+            (cosine[0], sine[0]),
+            (cache.keys[0], cache.values[0]),
+            where.start,
+        )
+        return mixed.reshape(1, -1), LayerCache(keys_after[None], values_after[None])
 
     def _by_head(self, x: jax.Array, batch: int, heads: int) -> jax.Array:
         return x.reshape(batch, -1, heads, self.head_dim)
@@ -175,15 +211,16 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, projections: Mapping[str, TiledLinear]) -> None:
+    def __init__(self, projections: Mapping[str, TiledLinear], activations: str) -> None:
         self.inputs, self.down = projections["gate"], projections["down"]
+        self.activations = activations
 
     def __call__(
-        self, x: jax.Array, residency: Residency | None
+        self, x: Normed, stream: jax.Array, residency: Residency | None
     ) -> tuple[jax.Array, Residency | None]:
-        """float32[N, D] of float32[N, D], and the residency after it."""
+        """`stream` float32[N, D] with that of x added, and the residency after it."""
         (gate, up), residency = self.inputs(x, residency)
-        (y,), residency = self.down(jax.nn.silu(gate) * up, residency)
+        (y,), residency = self.down(Gated(gate, up, self.activations), residency, stream)
         return y, residency
 
 
@@ -197,10 +234,10 @@ class Layer(nnx.Module):
         projections: Mapping[str, TiledLinear],
         activations: str,
     ) -> None:
-        self.attention_norm = RMSNorm(weights["attention_norm"], config.rms_eps)
+        self.attention_norm = RMSNorm(weights["attention_norm"], config.rms_eps, activations)
         self.attention = Attention(config, projections, activations)
-        self.mlp_norm = RMSNorm(weights["mlp_norm"], config.rms_eps)
-        self.mlp = MLP(projections)
+        self.mlp_norm = RMSNorm(weights["mlp_norm"], config.rms_eps, activations)
+        self.mlp = MLP(projections, activations)
 
     def __call__(
         self,
@@ -211,12 +248,11 @@ class Layer(nnx.Module):
         residency: Residency | None,
     ) -> tuple[jax.Array, LayerCache | None, Residency | None]:
         """The residual stream float32[B * S, D], cache and residency after the layer."""
-        attended, cache, residency = self.attention(
-            self.attention_norm(x), batch, where, cache, residency
+        x, cache, residency = self.attention(
+            self.attention_norm(x), x, batch, where, cache, residency
         )
-        x = x + attended
-        mixed, residency = self.mlp(self.mlp_norm(x), residency)
-        return x + mixed, cache, residency
+        x, residency = self.mlp(self.mlp_norm(x), x, residency)
+        return x, cache, residency
 
 
 class Llama(nnx.Module):
@@ -242,9 +278,16 @@ class Llama(nnx.Module):
         """
         projections: dict[tuple[str, ...], TiledLinear] = {}
         first_tile = 0
-        for group in sharing_inputs(config):
+        groups = sharing_inputs(config)
+        for number, group in enumerate(groups):
             weights = [at(parameters, parameter) for parameter in group]
-            projections[group[0].path] = linear(weights, first_tile, implementation, activations)
+            following = [
+                weight
+                for other in groups[number + 1 : number + 1 + _AHEAD]
+                for weight in (at(parameters, parameter) for parameter in other)
+                if isinstance(weight, TiledMatrix)
+            ]
+            projections[group[0].path] = linear(weights, first_tile, implementation, following)
             first_tile += sum(t.tiles for t in weights if isinstance(t, TiledMatrix))
         names = [f"layers_{index}" for index in range(config.layers)]
         self.config = config
@@ -259,7 +302,7 @@ class Llama(nnx.Module):
             )
             for name in names
         )
-        self.final_norm = RMSNorm(parameters["final_norm"], config.rms_eps)
+        self.final_norm = RMSNorm(parameters["final_norm"], config.rms_eps, activations)
         self.head = None if config.tied else projections["head",]
 
     def hidden(
@@ -298,7 +341,7 @@ class Llama(nnx.Module):
         """float32[..., V] of the residual stream float32[..., D], and the residency after it."""
         head = self.head
         if head is None:
-            head = TiledLinear((self.embedding.get_value(),), 0, None, self.activations)
+            head = TiledLinear((self.embedding.get_value(),), 0, None)
         x = self.final_norm(hidden.reshape(-1, hidden.shape[-1]))
         (logits,), residency = head(x, residency)
         return logits.reshape(*hidden.shape[:-1], -1), residency

@@ -46,8 +46,8 @@ def test_importance_is_the_mean_products_of_what_a_projection_multiplies(
     # Of the first and the last projection the inputs are known without a look inside.
     embedded = tree["embedding"][TOKENS].astype(jnp.float32)
     expected = {
-        "model.layers.0.self_attn.k_proj.weight": llama.layers[0].attention_norm(embedded),
-        "lm_head.weight": llama.final_norm(llama.hidden(jnp.asarray(TOKENS))[0]),
+        "model.layers.0.self_attn.k_proj.weight": llama.layers[0].attention_norm(embedded).value(),
+        "lm_head.weight": llama.final_norm(llama.hidden(jnp.asarray(TOKENS))[0]).value(),
     }
     for name, inputs in expected.items():
         x = np.asarray(inputs, np.float64).reshape(TOKENS.size, -1)

@@ -1,0 +1,177 @@
+"""How the kernel for few rows gets at x: as it is in device memory, or made by every CTA itself.
+
+What every CTA makes (see `inputs`) it makes while its first weights are on their way, and keeps in
+shared memory.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from codecjax.tiles import UNIT_COLUMNS
+from kernels_pallas.emit import LANE_LAYOUT, LANES
+from kernels_pallas.inputs import Gated, Input, Made, Normed
+from kernels_pallas.warps import WARP_LANES, WARPS, Warps
+
+# Weights of x, all rows together, from which making it once for all CTAs takes less time.
+_MOST = {Normed: 2**14, Gated: 2**13}
+# What a lane makes at once: two words.
+_QUAD = 4
+
+
+def made_here(x: Made) -> bool:
+    """Whether the kernel should make x itself."""
+    if isinstance(x, Normed) and x.scale.dtype != jnp.bfloat16:
+        return False
+    return x.shape[0] * x.shape[1] <= _MOST[type(x)] and x.dtype == "bfloat16"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of x inside a kernel.
+
+    Attributes:
+      warps: operations on lanes.
+      warpgroups: of a CTA.
+      count: N.
+      columns: K, and zeros to a multiple of a unit's.
+      made: the class of x, or None where it is an array.
+      mean_of: K.
+      eps: of a norm.
+    """
+
+    warps: Warps
+    warpgroups: int
+    count: int
+    columns: int
+    made: type[Made] | None
+    mean_of: int
+    eps: float
+
+    @classmethod
+    def of(cls, x: Input, warps: Warps, warpgroups: int) -> "Rows":
+        count, k = x.shape
+        columns = -(-k // UNIT_COLUMNS) * UNIT_COLUMNS
+        made = type(x) if isinstance(x, Made) else None
+        eps = x.eps if isinstance(x, Normed) else 0.0
+        return cls(warps, warpgroups, count, columns, made, k, eps)
+
+    def operands(self, x: Input) -> dict[str, jax.Array]:
+        """The kernel's arrays by name."""
+
+        def padded(array: jax.Array) -> jax.Array:
+            return jnp.pad(array, (*((0, 0),) * (array.ndim - 1), (0, self.columns - self.mean_of)))
+
+        if isinstance(x, Normed):
+            return {"x": padded(x.x), "scale": padded(x.scale)}
+        if isinstance(x, Gated):
+            return {"x": jnp.concatenate([padded(x.gate), padded(x.up)], axis=1)}
+        return {"x": padded(x)}
+
+    @property
+    def _turns(self) -> int:
+        """How often all lanes of a CTA make a quad, to make a row."""
+        return -(-self.columns // (_QUAD * LANES * self.warpgroups))
+
+    def scratch(self) -> dict[str, Any]:
+        """Shared memory and barriers."""
+        if self.made is None:
+            return {}
+        # Words of two, in their order, whatever the shape.
+        shape = (self.count, self._turns, self.warpgroups, _QUAD // 2 * LANES)
+        scratch = {
+            "rows": plgpu.SMEM(shape, jnp.uint32),
+            "prepared": plgpu.Barrier(num_arrivals=self.warpgroups),
+        }
+        if self.made is Normed:
+            squares = (self.warpgroups, self.count, LANES)
+            scratch["squares"] = plgpu.SMEM(squares, jnp.uint32)
+        return scratch
+
+    def prepare(self, refs: dict[str, Any], mine: jax.Array) -> None:
+        """Makes x, to be called by all warpgroups; `mine` is the number of each.
+
+        What a norm divides a row by is not known yet then: see `factor`.
+        """
+        if self.made is None:
+            return
+        for row in range(self.count):
+            total = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
+            for turn in range(self._turns):
+                total += self._make(refs, mine, row, turn)
+            if self.made is Normed:
+                words = jax.lax.bitcast_convert_type(self.warps.sum_in_warp(total), jnp.uint32)
+                refs["squares"][mine, row] = words
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(refs["prepared"])
+        plgpu.barrier_wait(refs["prepared"])
+
+    def factor(self, refs: dict[str, Any], row: jax.Array) -> jax.Array | None:
+        """float32[128]: what products with rows uint32[128] are yet to be multiplied by."""
+        if self.made is not Normed:
+            return None
+        total = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
+        for warpgroup in range(self.warpgroups):
+            for warp in range(WARPS):
+                index = row * jnp.uint32(LANES) + jnp.uint32(warp * WARP_LANES)
+                word = self.warps.gather(refs["squares"].at[warpgroup], index)
+                total += jax.lax.bitcast_convert_type(word, jnp.float32)
+        return jax.lax.rsqrt(total * jnp.float32(1 / self.mean_of) + jnp.float32(self.eps))
+
+    def _floats(self, ref: Any, index: jax.Array) -> list[jax.Array]:
+        words = self.warps.load(ref, index, [0], vector=_QUAD)
+        return [jax.lax.bitcast_convert_type(word, jnp.float32) for word in words]
+
+    def _make(self, refs: dict[str, Any], mine: jax.Array, row: int, turn: int) -> jax.Array:
+        """Makes each lane's quad of a row, stores it, and returns the sum of x's squares."""
+        first = (turn * self.warpgroups + mine) * LANES
+        number = plgpu.layout_cast(first.astype(jnp.uint32) + self.warps.index(), LANE_LAYOUT)
+        # Lanes beyond the end of a row make its last quad again, where nobody looks.
+        last = jnp.uint32(self.columns // _QUAD - 1)
+        quad = jnp.minimum(number, last)
+        if self.made is Normed:
+            index = jnp.uint32(row * self.columns) + quad * jnp.uint32(_QUAD)
+            found = self._floats(refs["x"], index)
+            scales = self.warps.load(refs["scale"], quad * jnp.uint32(_QUAD // 2), [0, 1])
+            both = [scale << 16 for scale in scales], [scale >> 16 << 16 for scale in scales]
+            spread = [both[place % 2][place // 2] for place in range(_QUAD)]
+            values = [
+                value * jax.lax.bitcast_convert_type(scale, jnp.float32)
+                for value, scale in zip(found, spread, strict=True)
+            ]
+            squares = jnp.where(number <= last, sum(value * value for value in found), 0.0)
+        else:
+            index = jnp.uint32(2 * row * self.columns) + quad * jnp.uint32(_QUAD)
+            gates = self._floats(refs["x"], index)
+            ups = self._floats(refs["x"], index + jnp.uint32(self.columns))
+            values = [
+                gate / (jnp.float32(1) + jnp.exp(-gate)) * up
+                for gate, up in zip(gates, ups, strict=True)
+            ]
+            squares = jnp.zeros_like(values[0])
+        words = [self.warps.pair(*values[first : first + 2]) for first in (0, 2)]
+        if self.warps.interpret:
+            refs["rows"][row, turn, mine] = jnp.stack(words, axis=-1).reshape(-1)
+        else:
+            at = number * jnp.uint32(_QUAD // 2) + jnp.uint32(row * self._row_words)
+            self.warps.store_shared(refs["rows"], at, words)
+        return squares
+
+    @property
+    def _row_words(self) -> int:
+        """From a row to the next in shared memory."""
+        return self._turns * self.warpgroups * _QUAD // 2 * LANES
+
+    def factors(self, refs: dict[str, Any], unit: jax.Array) -> list[jax.Array]:
+        """x of a unit column (uint32[128]), as `Warps.multiply_in_warp` wants it."""
+        number = jnp.minimum(self.warps.lane() // 4, jnp.uint32(self.count - 1))
+        row_words = self.columns // 2 if self.made is None else self._row_words
+        index = number * jnp.uint32(row_words) + self.warps.lane() % 4
+        index += unit * jnp.uint32(UNIT_COLUMNS // 2)
+        offsets = range(0, UNIT_COLUMNS // 2, 4)
+        if self.made is None:
+            return self.warps.load(refs["x"], index, offsets)
+        return [self.warps.gather(refs["rows"], index + jnp.uint32(offset)) for offset in offsets]

@@ -1,0 +1,71 @@
+"""What a kernel asks the L2 cache for on behalf of the kernels after it.
+
+Between two products that keep the memory busy a step has moments in which nothing is read: a
+launch, the sum of a kernel's warps, attention. Weights do not depend on what is computed, so a
+kernel that has asked for the last of its own can ask for the next one's.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+
+from codecjax.codecs.window_pool import place_of
+from codecjax.tiles import Residency, TiledMatrix
+
+# Asked for at once. More takes as long as it saves, see experiments/records/h100/NOTES.md.
+MOST_BYTES = 10 * 2**20
+# What each CTA asks for is a multiple of this.
+_GRAIN = 128
+_BY_TILE = ("words", "escapes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """Bytes of an array that are asked for.
+
+    Attributes:
+      array: number of the array among those that the kernel is given.
+      start, size: in bytes, multiples of 16.
+    """
+
+    array: int
+    start: int
+    size: int
+
+    def share(self, ctas: int) -> int:
+        """Bytes that each of so many CTAs asks for, the last of them perhaps less."""
+        return -(-self.size // (ctas * _GRAIN)) * _GRAIN
+
+
+def stretches(
+    matrices: Sequence[TiledMatrix], residency: Residency | None
+) -> tuple[tuple[jax.Array, ...], tuple[Stretch, ...]]:
+    """Arrays, and the stretches of them that hold the first MOST_BYTES of matrices.
+
+    What is in pages is not known here, so with pages nothing is asked for; nor of codecs whose
+    kernels do not read as they multiply.
+    """
+    arrays: list[jax.Array] = []
+    found: list[Stretch] = []
+    left = MOST_BYTES
+    if residency is not None and residency.pages is not None:
+        return (), ()
+    for t in matrices:
+        names = ("dense",) if t.is_dense else _BY_TILE if t.codec == "window" else ()
+        for name in names:
+            array, start = t.arrays[name], 0
+            size = array.nbytes
+            if not t.is_dense:
+                place, of_slot = place_of(t), array.nbytes // array.shape[0]
+                start, size = place.first_slot * of_slot, place.slots * of_slot
+            size = min(size, left) // 16 * 16
+            if not size or start % 16:
+                continue
+            known = (number for number, other in enumerate(arrays) if other is array)
+            number = next(known, len(arrays))
+            if number == len(arrays):
+                arrays.append(array)
+            found.append(Stretch(number, start, size))
+            left -= size
+    return tuple(arrays), tuple(found)
