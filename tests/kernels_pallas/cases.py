@@ -116,11 +116,16 @@ CASES = (
     Case("ecsq, two symbols an index", (64, 256), "ecsq", tile=(64, 128), symbols=FINE),
 )
 
-# The interpreter is slow, and what is done with units depends neither on the width nor on how
-# symbols are read: one of each kind is enough for products and for pages.
+# The interpreter is slow, and what becomes of decoded units depends neither on the width nor on
+# how symbols are read: one of each kind is enough for pages. Products have what other kernels
+# decoded: one of those is enough whose weights take a second pass.
 _READ_OTHERWISE = ("int8_rans", "ecsq, two indices a symbol", "ecsq, two symbols an index")
-MULTIPLIED = [case for case in CASES if case.name not in _READ_OTHERWISE]
-PAGED = [case for case in MULTIPLIED if case.codec != "bf16" and case.width == 11]
+PAGED = [
+    case
+    for case in CASES
+    if case.codec != "bf16" and case.width == 11 and case.name not in _READ_OTHERWISE
+]
+MULTIPLIED = [case for case in CASES if not case.is_lossy or "predicted" in case.name]
 
 # Matrices that share x: different heights, capacities and sources, for one kernel.
 TOGETHER = (
