@@ -20,6 +20,7 @@ from experiments.records import write_json
 from experiments.timing import Repeated, Timing
 from kernels_pallas import decode_mosaic_gpu, matmul_mosaic_gpu, tuning
 from kernels_pallas.arg_specs import BY_NAME, JOINT, LLAMA_8B, TINYLLAMA, activations
+from kernels_pallas.inputs import Input, Normed
 
 DEFAULT = {
     tuning.MATMUL: tuple(spec.name for spec in (*LLAMA_8B, *TINYLLAMA, *JOINT)),
@@ -44,7 +45,7 @@ class Kernels:
     """
 
     matmul_candidates: Callable[[int, int, int], Sequence[Any]]
-    matmul: Callable[[jax.Array, TiledMatrix, Any], jax.Array]
+    matmul: Callable[[Input, TiledMatrix, Any], jax.Array]
     decode_candidates: Callable[[int, int], Sequence[Any]]
     decode: Callable[[TiledMatrix, Any], jax.Array]
 
@@ -52,7 +53,7 @@ class Kernels:
 def mosaic_gpu() -> Kernels:
     """The kernels of this package."""
 
-    def matmul(x: jax.Array, t: TiledMatrix, config: Any) -> jax.Array:
+    def matmul(x: Input, t: TiledMatrix, config: Any) -> jax.Array:
         (y,), _ = matmul_mosaic_gpu.matmul(x, (t,), None, jnp.int32(0), config=config)
         return y
 
@@ -128,7 +129,7 @@ def _tried(op: str, name: str, batches: Sequence[int], kernels: Kernels) -> Iter
                 if tuning.bucket_of(batch) is None:
                     continue
                 candidates, make = kernels.matmul_candidates(*t.unit_grid, batch), matmul
-                x = activations(batch, k, seed=batch)
+                x = _as_a_model_gives_it(name, activations(batch, k, seed=batch))
                 count = applications(len(tiled), t.nbytes, 2.0 * batch * out * k)
             groups.append(
                 [
@@ -143,15 +144,22 @@ def _tried(op: str, name: str, batches: Sequence[int], kernels: Kernels) -> Iter
         yield from _timed(group)
 
 
+def _as_a_model_gives_it(name: str, x: jax.Array) -> Input:
+    """x, or what a model's matrices of that shape multiply instead."""
+    if name not in {spec.name for spec in JOINT}:
+        return x
+    return Normed(x.astype(jnp.float32), jnp.ones(x.shape[1], x.dtype), 1e-5, str(x.dtype))
+
+
 def _started(
     function: Callable[[Any, Any], Any],
     tiled: Sequence[TiledMatrix],
     count: int,
     compiler: concurrent.futures.Executor,
-    x: jax.Array | None,
+    x: Input | None,
 ) -> Callable[[], Repeated]:
     """Starts to compile; what comes back gives the call, or raises what went wrong."""
-    carried = None if x is None else jnp.copy(x)
+    carried = jax.tree.map(jnp.copy, x)
     try:
         call = Repeated(function, tiled, count, compiler, carried)
     except _REFUSALS as error:

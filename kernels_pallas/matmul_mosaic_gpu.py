@@ -1,9 +1,9 @@
 """Fused matmul as Mosaic GPU kernels: units are decoded on their way to the matrix unit.
 
-Up to 8 rows of x go to `few_rows_mosaic_gpu`. Here, each CTA multiplies one row of units by a slice
-of K, and the CTAs of one row are a cluster, which adds their sums in a fixed order through shared
-memory. x is at most 64 rows. Matrices that multiply the same x are one launch: a small one alone
-would leave most of the GPU idle.
+Up to 8 rows of x go to `few_rows_mosaic_gpu`. Here, each CTA multiplies a few rows of units, one a
+warpgroup, by a slice of K of x, which they share. The CTAs of the same rows are a cluster, which
+adds their sums in a fixed order through shared memory. x is at most 128 rows. Matrices that
+multiply the same x are one launch: a small one alone would leave most of the GPU idle.
 """
 
 import dataclasses
@@ -30,9 +30,12 @@ from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream
 from kernels_pallas.unit_walk import UnitWalk
 from kernels_pallas.warps import WARPS
 
-MAX_ROWS = 64
-ROW_STEPS = (16, 32, 64)
+MAX_ROWS = 128
+ROW_STEPS = (16, 32, 64, 128)
 SPLITS = (1, 2, 4, 8)
+DOWN = (1, 2, 4)
+# Rows of x from which units that share it save more than they wait for one another.
+_SHARED_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +44,13 @@ class MatmulConfig:
 
     Attributes:
       splits: slices of K, each a CTA of a cluster of at most 8.
-      stages: units in flight in each CTA.
+      stages: units in flight in each row of units of a CTA.
+      down: rows of units of a CTA.
     """
 
     splits: int
     stages: int
+    down: int = 1
 
 
 Config = MatmulConfig | FewRowsConfig
@@ -62,13 +67,13 @@ def choose_config(units_down: int, units_across: int, batch: int) -> Config:
             return FewRowsConfig(tuned["warpgroups"])
         return few_rows_mosaic_gpu.guess(units_down, units_across)
     if tuned is not None:
-        return MatmulConfig(tuned["splits"], tuned["stages"])
-    return MatmulConfig(max(_fitting(units_across)), stages=2)
+        return MatmulConfig(tuned["splits"], tuned["stages"], tuned.get("down", 1))
+    down = 2 if batch >= _SHARED_ROWS else 1
+    return MatmulConfig(max(_fitting(units_across)) // down or 1, stages=2, down=down)
 
 
 def candidates(units_down: int, units_across: int, batch: int) -> list[Config]:
     """Settings worth measuring."""
-    del units_down
     if batch <= few_rows_mosaic_gpu.MAX_ROWS:
         return [
             FewRowsConfig(warpgroups)
@@ -76,10 +81,11 @@ def candidates(units_down: int, units_across: int, batch: int) -> list[Config]:
             if warpgroups == 1 or WARPS * warpgroups <= units_across
         ]
     return [
-        MatmulConfig(splits, stages)
+        MatmulConfig(splits, stages, down)
         for splits in _fitting(units_across)[-3:]
         for stages in (2, 3)
-        if stages <= units_across // splits
+        for down in (DOWN if batch >= _SHARED_ROWS else DOWN[:1])
+        if stages <= units_across // splits and down <= units_down
     ]
 
 
@@ -180,12 +186,12 @@ def _product(
         )
         return y, stream, residency
     y, residency = _multiply(
-        value_of(x), sources, residency, first_tile, stream=stream, splits=config.splits
+        value_of(x), sources, residency, first_tile, stream, config.splits, config.down
     )
     return y if added is None else added + y, stream, residency
 
 
-@functools.partial(jax.jit, static_argnames=("stream", "splits"))
+@functools.partial(jax.jit, static_argnames=("stream", "splits", "down"))
 def _multiply(
     x: jax.Array,
     sources: tuple[dict[str, jax.Array], ...],
@@ -193,6 +199,7 @@ def _multiply(
     first_tile: jax.Array,
     stream: UnitStream,
     splits: int,
+    down: int,
 ) -> tuple[jax.Array, Residency | None]:
     """float32[N, rows of all the stream's units], and the residency afterwards."""
     rows = next(step for step in ROW_STEPS if step >= x.shape[0])
@@ -203,21 +210,37 @@ def _multiply(
     padding = -x.shape[1] % UNIT_COLUMNS
     x_padded = jnp.pad(x, ((0, rows - x.shape[0]), (0, padding)))
 
-    def body(*refs: Any, barriers: Any, x_buffer: Any, received: Any, **scratch: Any) -> None:
-        bound = dict(zip((*names, "x", "out"), refs, strict=True)) | scratch
-        row, split = jax.lax.axis_index("row"), jax.lax.axis_index("split")
+    cta_rows = -(-stream.units_down // down)
+
+    def body(
+        *refs: Any, barriers: Any, x_arrived: Any, x_read: Any, x_buffer: Any, **scratch: Any
+    ) -> None:
+        bound = dict(zip((*names, "x", "out"), refs, strict=True))
+        mine, split = jax.lax.axis_index("warpgroup"), jax.lax.axis_index("split")
+        bound |= {name: ref.at[mine] for name, ref in scratch.items()}
+        # Beyond the last row of units, the last is multiplied again: to the same bits.
+        row = jax.lax.axis_index("row") * down + mine
+        row = jnp.minimum(row, stream.units_down - 1)
         first_unit = split * least + jnp.minimum(split, longer)
         steps = least + (split < longer).astype(jnp.int32) if longer else least
         walk = UnitWalk.start(stream, bound, row, first_unit)
 
-        def fetch(step: Any, stage: Any) -> None:
+        def barrier(stage: Any) -> Any:
+            return barriers.at[mine * stream.stages + stage]
+
+        def fetch_x(step: Any, stage: Any) -> None:
             columns = pl.ds((first_unit + step) * UNIT_COLUMNS, UNIT_COLUMNS)
             part_of_x = bound["x"].at[:, columns]
-            plgpu.copy_gmem_to_smem(part_of_x, x_buffer.at[stage], barriers.at[stage])
-            walk.fetch(step, stage, barriers.at[stage])
+            plgpu.copy_gmem_to_smem(part_of_x, x_buffer.at[stage], x_arrived.at[stage])
+
+        @pl.when(mine == 0)
+        def _() -> None:
+            for stage in range(stream.stages):
+                fetch_x(jnp.int32(stage), stage)
 
         for stage in range(stream.stages):
-            fetch(jnp.int32(stage), stage)
+            walk.fetch(jnp.int32(stage), stage, barrier(stage))
+        received = bound["received"]
         stream.lanes.prepare_sum(received, x.shape[0], splits)
         walk = walk.prepare()
 
@@ -225,7 +248,8 @@ def _multiply(
             def multiply(step: jax.Array, carry: None) -> None:
                 del carry
                 stage = jax.lax.rem(step, stream.stages)
-                plgpu.barrier_wait(barriers.at[stage])
+                plgpu.barrier_wait(barrier(stage))
+                plgpu.barrier_wait(x_arrived.at[stage])
                 x_unit = x_buffer.at[stage].transpose((1, 0))
                 if stream.width is None:
                     plgpu.wgmma(sums, bound["units"].at[stage], x_unit)
@@ -239,7 +263,13 @@ def _multiply(
 
                 @pl.when(step + stream.stages < steps)
                 def _() -> None:
-                    fetch(step + stream.stages, stage)
+                    plgpu.barrier_arrive(x_read.at[stage])
+                    walk.fetch(step + stream.stages, stage, barrier(stage))
+
+                    @pl.when(mine == 0)
+                    def _() -> None:
+                        plgpu.barrier_wait(x_read.at[stage])
+                        fetch_x(step + stream.stages, stage)
 
             jax.lax.fori_loop(0, steps, multiply, None)
             return sums[...]
@@ -250,29 +280,34 @@ def _multiply(
             here = bound["out"].at[split, :, pl.ds(row * UNIT_ROWS, UNIT_ROWS)]
         stream.lanes.store_sum(here, received, sums, x.shape[0], splits)
 
-    scratch = stream.scratch(staged=False) | {
-        "x_buffer": plgpu.SMEM(
-            (stream.stages, rows, UNIT_COLUMNS), jnp.bfloat16, transforms=SWIZZLE_TRANSFORMS
-        ),
-        "received": plgpu.SMEM((stream.lanes.received_size(x.shape[0], splits),), jnp.float32),
+    received_size = stream.lanes.received_size(x.shape[0], splits)
+    scratch = stream.scratch(staged=False, walks=(down,))
+    scratch["received"] = plgpu.SMEM((down, received_size), jnp.float32)
+    x_shape = (stream.stages, rows, UNIT_COLUMNS)
+    scratch |= {
+        "x_buffer": plgpu.SMEM(x_shape, jnp.bfloat16, transforms=SWIZZLE_TRANSFORMS),
+        "x_arrived": plgpu.Barrier(num_barriers=stream.stages),
+        "x_read": plgpu.Barrier(num_arrivals=down, num_barriers=stream.stages),
         "barriers": plgpu.Barrier(
-            num_arrivals=1 + UnitWalk.arrivals(stream), num_barriers=stream.stages
+            num_arrivals=UnitWalk.arrivals(stream), num_barriers=down * stream.stages
         ),
     }
     shape: tuple[int, ...] = (x.shape[0], stream.units_down * UNIT_ROWS)
     # The interpreter does not add up: its CTAs are on their own.
     mesh: dict[str, Any] = {
-        "grid": (stream.units_down,),
+        "grid": (cta_rows,),
         "grid_names": ("row",),
         "cluster": (splits,),
         "cluster_names": ("split",),
     }
     if interpret:
-        mesh = {"grid": (stream.units_down, splits), "grid_names": ("row", "split")}
+        mesh = {"grid": (cta_rows, splits), "grid_names": ("row", "split")}
         shape = (splits, *shape)
     kernel = plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct(shape, jnp.float32),
+        num_threads=down,
+        thread_name="warpgroup",
         scratch_types=scratch,
         compiler_params=LANE_SEMANTICS,
         interpret=interpreter(interpret),

@@ -193,25 +193,26 @@ class UnitStream:
         pages = jax.freeze(operands["pages"]) if self.paged else before.pages
         return Residency(pages, before.page_table, jax.freeze(operands["decoded"]))
 
-    def scratch(self, staged: bool) -> dict[str, Any]:
+    def scratch(self, staged: bool, walks: tuple[int, ...] = ()) -> dict[str, Any]:
         """Shared memory: units, words and records in flight, and where each tile is.
 
         Args:
           staged: whether the kernel puts decoded units into shared memory too.
+          walks: shape of the walks that a CTA makes at once, each with its own.
         """
         scratch = {}
         if staged or self.width is None or self.buffered or self.lanes.interpret:
-            unit = (self.stages, UNIT_ROWS, UNIT_COLUMNS)
+            unit = (*walks, self.stages, UNIT_ROWS, UNIT_COLUMNS)
             scratch["units"] = plgpu.SMEM(unit, jnp.bfloat16, transforms=SWIZZLE_TRANSFORMS)
         if self.width is not None:
-            words = (self.stages, window_layout.WORDS[self.width], LANES)
+            words = (*walks, self.stages, window_layout.WORDS[self.width], LANES)
             scratch["words_in_flight"] = plgpu.SMEM(words, jnp.uint32)
-            records = (self.stages, self.copied_record)
+            records = (*walks, self.stages, self.copied_record)
             scratch["records_in_flight"] = plgpu.SMEM(records, jnp.uint32)
         if self.paged:
-            scratch["entries"] = plgpu.SMEM((LANES,), jnp.uint32)
+            scratch["entries"] = plgpu.SMEM((*walks, LANES), jnp.uint32)
         if self.verbatim:
-            scratch["slots"] = plgpu.SMEM((LANES,), jnp.uint32)
+            scratch["slots"] = plgpu.SMEM((*walks, LANES), jnp.uint32)
         return scratch
 
 
