@@ -15,7 +15,7 @@ from experiments import bench_dfloat11, bench_nvcomp
 from experiments.bench_matrices import (
     EMBEDDED,
     OTHER_WIDTHS,
-    Weights,
+    Stored,
     all_pages,
     alone,
     applications,
@@ -37,22 +37,23 @@ KNOWN = (*BY_NAME, EMBEDDED)
 def measure(settings: Settings) -> Iterator[list[Row]]:
     """Rows shape by shape; the first shape also has other widths, pages and the peers."""
     names = settings.chosen(DEFAULT, KNOWN)
-    started: list[tuple[Weights, list[tuple[TiledMatrix, Repeated]], list[_Filling]]] = []
+    started: list[tuple[str, list[tuple[Stored, Repeated]], list[_Filling]]] = []
     with concurrent.futures.ThreadPoolExecutor() as compiler:
         for name in names:
             weights, full = make_weights(name), name == names[0]
-            tiled, coded = weights.window(), weights.rans()
-            others = [weights.window(width) for width in OTHER_WIDTHS if full]
+            codecs = [weights.lossless(weights.window()), weights.lossless(weights.rans())]
+            codecs += weights.lossy
+            widths = [weights.window(width) for width in OTHER_WIDTHS if full]
             dense = [
-                (each[0], _decoding(each, settings.implementation, compiler))
-                for each in (tiled, coded, *others)
+                (each, _decoding(each.tiled, settings.implementation, compiler))
+                for each in (*codecs, *map(weights.lossless, widths))
             ]
             filling = [
                 _Filling(each, settings.implementation, compiler)
-                for each in (tiled, coded)
-                if full and not each[0].is_dense
+                for each in codecs
+                if full and not each.first.is_dense
             ]
-            started.append((weights, dense, filling))
+            started.append((name, dense, filling))
             settings.say(f"{name}: traced")
     settings.say("all is compiled")
     while started:
@@ -89,12 +90,10 @@ class _Filling:
     """
 
     def __init__(
-        self,
-        tiled: Sequence[TiledMatrix],
-        implementation: str,
-        compiler: concurrent.futures.Executor,
+        self, stored: Stored, implementation: str, compiler: concurrent.futures.Executor
     ) -> None:
-        self.t = tiled[0]
+        tiled = stored.tiled
+        self.t, self._decoded = stored.first, stored.decoded
         total = len(tiled) * self.t.tiles
         self._pages = np.random.default_rng(0).permutation(total)
         self._compressed = np.concatenate([cacheable_tiles(t) for t in tiled])
@@ -111,10 +110,10 @@ class _Filling:
         inputs = tuple(zip(tiled, firsts, strict=True))
         self.call = Repeated(decode, inputs, _count(tiled), compiler, carried)
 
-    def exact(self, plain: Sequence[jax.Array]) -> bool:
-        """Whether a call leaves the tiles of the plain matrices in the pages."""
+    def exact(self) -> bool:
+        """Whether a call leaves the tiles of the decoded matrices in the pages."""
         self.call()
-        for number, w in enumerate(plain):
+        for number, w in enumerate(self._decoded):
             here = slice(number * self.t.tiles, (number + 1) * self.t.tiles)
             chosen = self._compressed[here]
             found = self.call.carried.pages[self._pages[here][chosen]]
@@ -127,39 +126,39 @@ class _Filling:
 
 
 def _rows(
-    weights: Weights,
-    dense: Sequence[tuple[TiledMatrix, Repeated]],
+    name: str,
+    dense: Sequence[tuple[Stored, Repeated]],
     filling: Sequence[_Filling],
     settings: Settings,
 ) -> list[Row]:
-    plain = weights.plain
-    size = plain[0].nbytes
+    copies, size = len(dense[0][0].decoded), dense[0][0].decoded[0].nbytes
 
     def measured(op: str, t: TiledMatrix, call: Repeated, exact: bool, **fields: Any) -> Row:
         return Row(
             suite=SUITE,
             op=op,
-            spec=weights.name,
+            spec=name,
             batch=None,
             implementation=settings.implementation,
             timing=call.time(repeats()),
             host_share=call.host_share(),
             exact=exact,
-            rotated_bytes=len(plain) * t.nbytes,
+            rotated_bytes=copies * t.nbytes,
             **of_matrix(t),
             **fields,
         )
 
     rows = []
-    for t, call in dense:
-        outputs = call()
-        exact = bit_equal(outputs, [plain[place % len(plain)] for place in range(len(outputs))])
+    for each, call in dense:
+        t, outputs = each.first, call()
+        wanted = [each.decoded[place % copies] for place in range(len(outputs))]
+        exact = bit_equal(outputs, wanted)
         copy = {DEVICE_COPY: 2 * size / settings.bandwidth}
         rows.append(measured("decode", t, call, exact, baselines=copy, moved_bytes=t.nbytes + size))
-    for each in filling:
-        dense_decode = next(row for row in rows if row.codec == each.t.codec)
+    for pages in filling:
+        dense_decode = next(row for row in rows if row.codec == pages.t.codec)
         to_dense = {DENSE_DECODE: dense_decode.timing.seconds}
-        moved, exact = each.t.nbytes + size, each.exact(plain)
+        moved, exact = pages.t.nbytes + size, pages.exact()
         op = "decode_into_pages"
-        rows.append(measured(op, each.t, each.call, exact, baselines=to_dense, moved_bytes=moved))
+        rows.append(measured(op, pages.t, pages.call, exact, baselines=to_dense, moved_bytes=moved))
     return rows

@@ -9,7 +9,14 @@ import jax
 import codecjax
 from codecjax.codecs import encode, is_lossy
 from codecjax.tiles import TiledMatrix
-from experiments.bench_matrices import EMBEDDED, OTHER_WIDTHS, WIDTH, bit_equal, make_weights
+from experiments.bench_matrices import (
+    EMBEDDED,
+    LOSSY,
+    OTHER_WIDTHS,
+    WIDTH,
+    bit_equal,
+    make_weights,
+)
 from experiments.bench_rows import DEVICE_COPY, WALL_CLOCK, Row, of_matrix
 from experiments.bench_settings import Settings, repeats
 from experiments.timing import seconds_of, summary
@@ -21,8 +28,7 @@ KNOWN = (*BY_NAME, EMBEDDED)
 CODECS: tuple[tuple[str, dict[str, Any]], ...] = (
     *(("window", {"width": width}) for width in (WIDTH, *OTHER_WIDTHS)),
     ("rans", {}),
-    ("int8_rans", {}),
-    ("ecsq", {"bits_per_weight": 3.0}),
+    *LOSSY,
 )
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels_pallas
+from codecjax.codecs import encode, is_lossy
 from codecjax.tiles import Residency, TiledMatrix
 from experiments import bench_dfloat11
 from experiments.bench_cublas import CUBLAS, XLA_DOT, cublas_seconds, dot, has_cublas
@@ -17,6 +18,7 @@ from experiments.bench_matrices import (
     EMBEDDED,
     OTHER_WIDTHS,
     Reference,
+    Stored,
     Weights,
     all_pages,
     applications,
@@ -28,6 +30,7 @@ from experiments.bench_rows import Row, of_matrix
 from experiments.bench_settings import Settings, repeats
 from experiments.timing import Repeated
 from kernels_pallas.arg_specs import BY_NAME, LLAMA_8B, activations
+from kernels_pallas.entropy_mosaic_gpu import ENTROPY_CODED
 
 SUITE = "matmul"
 SMALL = ("tinyllama.key", "tinyllama.query", "tinyllama.up", "tinyllama.down", EMBEDDED)
@@ -53,7 +56,7 @@ class _Batch:
       count: applications in each call.
       dot: by XLA.
       dense: by our kernel, on the bf16 matrices.
-      window: by our kernel, with the matrices that each call takes.
+      stored: by our kernel, with the matrices that each call takes.
       paged: the same with pages, or None.
     """
 
@@ -61,7 +64,7 @@ class _Batch:
     count: int
     dot: Repeated
     dense: Repeated
-    window: list[tuple[TiledMatrix, Repeated]]
+    stored: list[tuple[Stored, Repeated]]
     paged: "list[_Paged]"
 
 
@@ -70,12 +73,12 @@ class _Paged:
     """Products with a page pool in place, whose page table says what is resident.
 
     Attributes:
-      t: one of the matrices, all alike.
+      stored: the matrices.
       call: hands on x and the residency.
       tiles: of all matrices together.
     """
 
-    t: TiledMatrix
+    stored: Stored
     call: Repeated
     tiles: int
 
@@ -144,32 +147,33 @@ def _start(
     def product(x: jax.Array, t: TiledMatrix) -> jax.Array:
         return kernels_pallas.matmul(x, t, implementation=implementation)[0]
 
-    coded = [weights.rans()] if full else []
-    other = [*(weights.window(width) for width in OTHER_WIDTHS if full), *coded]
+    window, coded, widths = weights.lossless(tuple(tiled)), [], []
+    if full:
+        coded = [weights.lossless(weights.rans()), *weights.lossy]
+        widths = [weights.lossless(weights.window(width)) for width in OTHER_WIDTHS]
     return _Batch(
         x=x,
         count=count,
         dot=repeated(dot, weights.plain),
         dense=repeated(product, weights.dense),
-        window=[(each[0], repeated(product, each)) for each in (tiled, *other)],
+        stored=[(each, repeated(product, each.tiled)) for each in (window, *widths, *coded)],
         paged=[
-            _start_paged(weights, each, x, count, implementation, compiler)
-            for each in (tiled, *coded)
-            if full and not each[0].is_dense
+            _start_paged(each, x, count, implementation, compiler)
+            for each in (window, *coded)
+            if full and not each.first.is_dense
         ],
     )
 
 
 def _start_paged(
-    weights: Weights,
-    tiled: Sequence[TiledMatrix],
+    stored: Stored,
     x: jax.Array,
     count: int,
     implementation: str,
     compiler: concurrent.futures.Executor,
 ) -> _Paged:
-    tiles, tile = tiled[0].tiles, tiled[0].tile
-    pages = jnp.concatenate([all_pages(w, t) for w, t in zip(weights.plain, tiled, strict=True)])
+    tiled, tiles, tile = stored.tiled, stored.first.tiles, stored.first.tile
+    pages = jnp.concatenate([all_pages(w, t) for w, t in zip(stored.decoded, tiled, strict=True)])
     first_tiles = [jnp.int32(number * tiles) for number in range(len(tiled))]
 
     def product(argument: Any, carried: Any) -> Any:
@@ -180,7 +184,7 @@ def _start_paged(
     total = len(tiled) * tiles
     carried = (jnp.copy(x), residency(pages, np.full(total, -1), tile))
     inputs = tuple(zip(tiled, first_tiles, strict=True))
-    return _Paged(tiled[0], Repeated(product, inputs, count, compiler, carried), total)
+    return _Paged(stored, Repeated(product, inputs, count, compiler, carried), total)
 
 
 def _rows(weights: Weights, reference: Reference, batch: _Batch, settings: Settings) -> list[Row]:
@@ -218,14 +222,17 @@ def _rows(weights: Weights, reference: Reference, batch: _Batch, settings: Setti
     # Timing overwrites a call's outputs, so the bf16 kernel's are made again to compare with.
     dense = batch.dense()
 
-    def checked(call: Repeated) -> tuple[bool, float]:
-        products = call()
-        same = bit_equal(products, dense)
-        found = error if same else reference.error(products[0])
+    def checked(stored: Stored, call: Repeated) -> tuple[bool, float]:
+        products, wanted, right = call(), dense, reference
+        if is_lossy(stored.first.codec):
+            wanted = _products(stored.decoded, x, len(products), settings.implementation)
+            right = reference.of(stored.decoded[0])
+        same = bit_equal(products, wanted)
+        found = error if same and right is reference else right.error(products[0])
         return same and found < _MOST_ERROR, found
 
-    for t, call in batch.window:
-        exact, found = checked(call)
+    for stored, call in batch.stored:
+        t, (exact, found) = stored.first, checked(stored, call)
         rotated = len(weights.plain) * t.nbytes
         rows.append(row("matmul", t, call, exact, relative_error=found, rotated_bytes=rotated))
     for paged in batch.paged:
@@ -233,14 +240,25 @@ def _rows(weights: Weights, reference: Reference, batch: _Batch, settings: Setti
     return rows
 
 
+def _products(
+    dense: Sequence[jax.Array], x: jax.Array, count: int, implementation: str
+) -> list[jax.Array]:
+    """So many products by our kernel with bf16 matrices, taken in turn."""
+    each = [
+        kernels_pallas.matmul(x, encode(w, codec="bf16"), implementation=implementation)[0]
+        for w in dense
+    ]
+    return [each[place % len(each)] for place in range(count)]
+
+
 def _paged_rows(
     paged: _Paged,
-    checked: Callable[[Repeated], tuple[bool, float]],
+    checked: Callable[[Stored, Repeated], tuple[bool, float]],
     row: Callable[..., Row],
     around: int,
 ) -> list[Row]:
     """None, half and all of the tiles resident; nothing but the page table differs."""
-    pages, t = np.arange(paged.tiles), paged.t
+    pages, t = np.arange(paged.tiles), paged.stored.first
     chosen = np.random.default_rng(0).permutation(paged.tiles) < paged.tiles // 2
     tables = {
         "none": np.full(paged.tiles, -1),
@@ -254,7 +272,7 @@ def _paged_rows(
         x, held = paged.call.carried
         on_device = jnp.asarray(table, jnp.int32)
         paged.call.carried = (x, Residency(held.pages, on_device, held.decoded))
-        exact, error = checked(paged.call)
+        exact, error = checked(paged.stored, paged.call)
         rows[name] = row(
             *(f"matmul_paged_{name}", t, paged.call, exact),
             relative_error=error,
@@ -267,7 +285,7 @@ def _paged_rows(
 
 
 def _computed_by(t: TiledMatrix, call: Repeated) -> str:
-    decoded_first = t.codec == "rans" and not t.is_dense
+    decoded_first = t.codec in ENTROPY_CODED and not t.is_dense
     return _DECODE_THEN_DOT if decoded_first or _has_dot(call.jaxpr.jaxpr) else _FUSED
 
 

@@ -11,14 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import codecjax
 from codecjax.codecs import encode
 from codecjax.io.huggingface import read_folder
 from codecjax.tiles import Residency, TiledMatrix, units_per_tile
 from experiments.bench_settings import backend
 from kernels_pallas.arg_specs import BY_NAME, activations, gaussian_weight
+from kernels_pallas.implementations import XLA
 
 WIDTH = 11
 OTHER_WIDTHS = (8, 16)
+LOSSY: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("int8_rans", {}),
+    ("ecsq", {"bits_per_weight": 3.0}),
+)
 
 # The largest matrix of the embedded model: real weights, but few.
 EMBEDDED = "embedded.largest"
@@ -40,6 +46,24 @@ _SHORTEST_KERNEL = 3e-6
 # Of a product, rows that are compared with float64, and columns that are at once.
 _CHECKED_ROWS = 256
 _CHECKED_OUT = 2**13
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Several matrices of one shape, stored by one codec.
+
+    Attributes:
+      tiled: the matrices.
+      decoded: bf16[OUT, K] each, what decoding must give.
+    """
+
+    tiled: tuple[TiledMatrix, ...]
+    decoded: tuple[jax.Array, ...]
+
+    @property
+    def first(self) -> TiledMatrix:
+        """One of the matrices, all alike."""
+        return self.tiled[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +94,20 @@ class Weights:
     def rans(self) -> tuple[TiledMatrix, ...]:
         """Stored by codec rans."""
         return self._stored("rans")
+
+    @functools.cached_property
+    def lossy(self) -> tuple[Stored, ...]:
+        """Stored by each lossy codec, whose matrices are what XLA decodes."""
+        stored = []
+        for codec, options in LOSSY:
+            tiled = self._stored(codec, **options)
+            decoded = (codecjax.decode(t, implementation=XLA) for t in tiled)
+            stored.append(Stored(tiled, tuple(decoded)))
+        return tuple(stored)
+
+    def lossless(self, tiled: tuple[TiledMatrix, ...]) -> Stored:
+        """What a lossless codec made of the matrices."""
+        return Stored(tiled, self.plain)
 
     def _stored(self, codec: str, **options: Any) -> tuple[TiledMatrix, ...]:
         if self.name == EMBEDDED:
@@ -131,6 +169,10 @@ class Reference:
         """Takes bf16[OUT, K] and the most rows of x that it is multiplied by."""
         self._w = w
         self._x = activations(most_rows, w.shape[1], seed=0)
+
+    def of(self, w: jax.Array) -> "Reference":
+        """The reference of products of the same rows with another matrix."""
+        return Reference(w, self._x.shape[0])
 
     def x(self, batch: int) -> jax.Array:
         """bf16[N, K]: the first rows of x."""

@@ -69,9 +69,9 @@ class Row:
       moved_bytes: that the application must at least read and write; None where bytes are not
         what bounds it.
       baselines: seconds of other ways to the same end, by name; the fastest is the baseline.
-      exact: whether the result is right: bit-equal, or a product within rounding and bit-equal
-        to that of the same kernel on the dense matrix. None where nothing says what is right:
-        of XLA's own step, and of lossy codecs.
+      exact: whether the result is right: bit-equal (of a lossy codec to what XLA decodes), or a
+        product within rounding and bit-equal to that of the same kernel on that dense matrix.
+        None where nothing says what is right: of XLA's own step, and of lossy encoding.
       relative_error: of a result that can't be exact, against float64 (a step: against XLA's).
       rotated_bytes: of all inputs that were taken in turn.
       host_share: see `timing.host_share`.

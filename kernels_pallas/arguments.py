@@ -5,7 +5,7 @@ from codecjax.tiles import Residency, TiledMatrix, units_per_tile
 from kernels_pallas.implementations import MOSAIC_GPU, XLA
 
 # Codecs whose tiles the Mosaic GPU kernels decode.
-_WITH_KERNELS = ("bf16", "rans", "window")
+_WITH_KERNELS = ("bf16", "ecsq", "int8_rans", "rans", "window")
 
 
 def check_codec(codec: str, implementation: str) -> None:

@@ -22,7 +22,9 @@ def decode(
       t: the matrix, [OUT, K].
       residency: where its tiles may be read or stored; None decodes every tile.
       first_tile: number of the matrix's first tile in `residency` (int32 scalar).
-      implementation: "xla", "mosaic_gpu", or None for the fastest that can run here.
+      implementation: "xla", "mosaic_gpu", or None for the fastest that can run here. Of an
+        `int8_rans` matrix that was encoded with predictions, mosaic_gpu decodes residuals, and
+        XLA makes weights of them, see `predicted_tiles`.
 
     Returns:
       bf16[OUT, K] and the residency with pages filled as its page table says and the decoded

@@ -10,14 +10,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
-from kernels_pallas import rans_mosaic_gpu, tuning
+from kernels_pallas import entropy_mosaic_gpu, tuning
+from kernels_pallas.entropy_mosaic_gpu import ENTROPY_CODED
 from kernels_pallas.lanes import Lanes
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
 from kernels_pallas.unit_stream import UnitStream
 from kernels_pallas.unit_walk import UnitWalk
 
 MAX_STEPS = 8
-RANS = "rans"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +84,9 @@ def decode(
     """
     if t.is_dense:
         return t.arrays["dense"], residency
-    if t.codec == RANS:
+    if t.codec in ENTROPY_CODED:
         assert config is None
-        return rans_mosaic_gpu.decode(t, residency, first_tile, interpret=interpret)
+        return entropy_mosaic_gpu.decode(t, residency, first_tile, interpret=interpret)
     return _decode(t, residency, first_tile, config, interpret)
 
 
@@ -101,9 +101,9 @@ def fill(
     """The residency with pages filled as told; tiles that fill none are not decoded."""
     if t.is_dense or residency.pages is None:
         return residency
-    if t.codec == RANS:
+    if t.codec in ENTROPY_CODED:
         assert config is None
-        return rans_mosaic_gpu.fill(t, residency, first_tile, interpret=interpret)
+        return entropy_mosaic_gpu.fill(t, residency, first_tile, interpret=interpret)
     return _fill(t, residency, first_tile, config, interpret)
 
 

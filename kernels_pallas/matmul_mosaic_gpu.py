@@ -19,8 +19,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.errors import UserError
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
-from kernels_pallas import few_rows_mosaic_gpu, rans_mosaic_gpu, tuning
-from kernels_pallas.decode_mosaic_gpu import RANS
+from kernels_pallas import entropy_mosaic_gpu, few_rows_mosaic_gpu, tuning
+from kernels_pallas.entropy_mosaic_gpu import ENTROPY_CODED
 from kernels_pallas.few_rows_inputs import made_here
 from kernels_pallas.few_rows_mosaic_gpu import FewRowsConfig
 from kernels_pallas.inputs import Input, Made, value_of
@@ -116,10 +116,10 @@ def matmul(
     """float32[N, OUT] = bf16 x[N, K] times each decoded matrix, N <= 256.
 
     The matrices' tiles follow one another in the page table. Every sum has the same order
-    however its matrix is stored. What of a `rans` matrix is not resident is decoded to a dense
-    matrix first. `added` and `following` are as in `kernels_pallas.matmul_all`.
+    however its matrix is stored. What of an entropy-coded matrix is not resident is decoded to
+    a dense matrix first. `added` and `following` are as in `kernels_pallas.matmul_all`.
     """
-    overlaid = any(t.codec == RANS for t in matrices)
+    overlaid = any(t.codec in ENTROPY_CODED for t in matrices)
     if overlaid:
         matrices, residency = _decoded(matrices, residency, first_tile, interpret)
     units_down = sum(t.unit_grid[0] for t in matrices)
@@ -159,7 +159,7 @@ def _decoded(
     for t in matrices:
         tiles = t.tiles
         if not t.is_dense:
-            w, residency = rans_mosaic_gpu.decode(
+            w, residency = entropy_mosaic_gpu.decode(
                 t, residency, first_tile, missing_only=True, interpret=interpret
             )
             t = dataclasses.replace(t, arrays={"dense": w}, place=None)

@@ -1,18 +1,24 @@
 """Steps of `rans_coder` on a GPU: a state a lane, a stream a warp.
 
-What decoding costs is instructions, not memory: 20 of them for two weights. So a table in shared
-memory has an entry's fields apart, and with them what the symbol means to its codec; and each
-warp has the next words of its stream in a *ring* in shared memory, which is filled ahead every
-few steps with what was asked for long before.
+What decoding costs is instructions, not memory: 20 of them a step. So tables in shared memory are
+not as they are stored. Either an entry takes two words, its fields apart and what the symbol
+means to its codec; or, where a matrix has several tables or a meaning is as quickly made as read,
+one word whose fields take an instruction each:
+
+    offset | symbol << SYMBOL_SHIFT | frequency << 20
+
+And each warp has the next words of its stream in a *ring* in shared memory, which is filled ahead
+every few steps with what was asked for long before.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax._src.lib.mlir import ir
+from jax._src.lib.mlir.dialects import arith
 from jax.experimental.mosaic.gpu import utils as mgpu_utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -31,18 +37,26 @@ _FIRST_BLOCKS = 3
 RING_WORDS = _RING // 4
 Expand = Callable[[jax.Array], jax.Array]
 Carry = tuple[jax.Array, ...]
+# Where the symbol begins in an entry of one word.
+SYMBOL_SHIFT = 12
+_FREQUENCY_SHIFT, _OFFSET_MASK = 20, 0xFFF
 
-# The results are the symbol's meaning, state and position in bytes; the arguments state, position,
-# addresses of table and ring, and the mask of lower lanes.
+# The results are the symbol's meaning or entry, state and position in bytes; the arguments state,
+# position, addresses of table and ring, and the mask of lower lanes.
 _STEP = """{{
     .reg .b32 a, f, x, m, r; .reg .pred need;
-    and.b32 a, $3, {mask}; shl.b32 a, a, 3; add.u32 a, a, $5; ld.shared.v2.b32 {{f, $0}}, [a];
-    shr.b32 a, f, 16; and.b32 f, f, 0xffff; shr.b32 x, $3, {bits}; mad.lo.u32 x, f, x, a;
+    and.b32 a, $3, {mask}; shl.b32 a, a, {entry_shift}; add.u32 a, a, $5;
+    {fields} shr.b32 x, $3, {bits}; mad.lo.u32 x, f, x, a;
     setp.lt.u32 need, x, 65536; vote.sync.ballot.b32 m, need, 0xffffffff;
     and.b32 r, m, $7; popc.b32 r, r; shl.b32 r, r, 1; add.u32 r, r, $4;
     and.b32 r, r, {last}; or.b32 r, r, $6; ld.shared.u16 a, [r];
     mov.b32 $1, x; @need prmt.b32 $1, a, x, 0x5410;
     popc.b32 m, m; shl.b32 m, m, 1; add.u32 $2, $4, m; }}"""
+# Gives frequency f and offset a of the entry at address a, and the first result.
+_TWO_WORDS = "ld.shared.v2.b32 {f, $0}, [a]; shr.b32 a, f, 16; and.b32 f, f, 0xffff;"
+_ONE_WORD = (
+    f"ld.shared.b32 $0, [a]; shr.b32 f, $0, {_FREQUENCY_SHIFT}; and.b32 a, $0, {_OFFSET_MASK};"
+)
 
 _LOAD = """min.u32 a, n, {last_pair}; mul.wide.u32 p, a, 4; add.u64 p, p, {stream};
     ld.global.nc.b32 {register}, [p]; add.u32 n, n, 32;"""
@@ -55,13 +69,18 @@ class RansLanes:
     Attributes:
       warps: operations on lanes.
       bits: of probabilities.
-      table: uint32[2**bits, 2] ref in shared memory, see `fill_table`.
+      tables: how many there are.
+      expand: what an entry's symbol (its lowest byte) means, as uint32; None where `steps` should
+        give entries of one word.
+      table: uint32 ref in shared memory of shape `table_shape`, see `fill_tables`.
       rings: uint32 ref in shared memory, `rings_size` long; the warpgroup's own.
       stream: uint16[LENGTH] ref in device memory, LENGTH even.
     """
 
     warps: Warps
     bits: int
+    tables: int
+    expand: Expand | None
     table: Any
     rings: Any
     stream: Any
@@ -71,25 +90,41 @@ class RansLanes:
         """Words of shared memory for a warpgroup's rings, and to align them."""
         return (WARPS + 1) * RING_WORDS
 
-    def fill_table(self, entries: Any, expand: Expand, part: jax.Array, parts: int) -> None:
-        """Puts a part of the table into shared memory, before all warpgroups wait for all parts.
+    @property
+    def table_bytes(self) -> int:
+        """Of one table in shared memory."""
+        return 4 * self._words << self.bits
+
+    @property
+    def _words(self) -> int:
+        return 1 if self.expand is None else 2
+
+    def fill_tables(self, entries: Any, first: int, part: jax.Array, parts: int) -> None:
+        """Puts a part of the tables into shared memory, before all warpgroups wait for all parts.
 
         Args:
-          entries: uint32[2**bits] ref in device memory, as `rans_coder.decode_table` gives it.
-          expand: what an entry's symbol (its lowest byte) means, as uint32.
-          part: of so many `parts` of the table.
+          entries: uint32[.., 2**bits] ref in device memory, as `rans_coder.decode_table` gives it.
+          first: number of the first table there.
+          part: of so many `parts` of all tables.
         """
-        size = (1 << self.bits) // parts
-        for first in range(0, size, LANES):
-            slot = (part * size).astype(jnp.uint32) + jnp.uint32(first) + self.warps.index()
-            (entry,) = self.warps.load(entries, slot, [0])
-            fields = (entry >> jnp.uint32(8)) & jnp.uint32(0xFFF)
-            fields |= (entry >> jnp.uint32(20)) << jnp.uint32(16)
-            if self.warps.interpret:
-                rows = slice(first, first + LANES)
-                self.table[part, rows] = jnp.stack([fields, expand(entry)], axis=-1)
-            else:
-                self.warps.store_shared(self.table, slot * jnp.uint32(2), [fields, expand(entry)])
+        size = (self.tables << self.bits) // parts
+        if self.warps.interpret:
+            mine = entries[first : first + self.tables].reshape(parts, size)[part]
+            self.table[part] = jnp.stack(self._as_read(mine), axis=-1)
+            return
+        for at in range(0, size, LANES):
+            slot = (part * size).astype(jnp.uint32) + jnp.uint32(at) + self.warps.index()
+            (entry,) = self.warps.load(entries, slot + jnp.uint32(first << self.bits), [0])
+            words = self._as_read(entry)
+            self.warps.store_shared(self.table, slot * jnp.uint32(self._words), words)
+
+    def _as_read(self, entry: jax.Array) -> list[jax.Array]:
+        """The words in shared memory of a stored entry."""
+        frequency, offset = (entry >> jnp.uint32(8)) & jnp.uint32(0xFFF), entry >> jnp.uint32(20)
+        if self.expand is not None:
+            return [frequency | offset << jnp.uint32(16), self.expand(entry)]
+        symbol = (entry & jnp.uint32(0xFF)) << jnp.uint32(SYMBOL_SHIFT)
+        return [offset | symbol | frequency << jnp.uint32(_FREQUENCY_SHIFT)]
 
     def open(self, state: jax.Array, position: jax.Array) -> Carry:
         """What `steps` carries from a state on and a position, the same for all of a warp."""
@@ -139,25 +174,44 @@ class RansLanes:
 
         return state, *apply(self.rings, self.stream, position, self.warps.index())
 
-    def steps(self, carry: Carry) -> tuple[Carry, list[jax.Array]]:
-        """Decodes STEPS steps: what to carry on, and what each step's symbol means."""
+    def steps(
+        self, carry: Carry, offsets: Sequence[jax.Array] = ()
+    ) -> tuple[Carry, list[jax.Array]]:
+        """Decodes STEPS steps.
+
+        Args:
+          carry: what `open` gave, or the steps before.
+          offsets: uint32[128] for each step, where its table begins, in bytes from the first one;
+            none where all steps have the first.
+
+        Returns:
+          What to carry on, and what each step's symbol means, or its entry.
+        """
         if self.warps.interpret:
-            return self._steps_in_jax(carry)
+            return self._steps_in_jax(carry, offsets)
         pairs = int(self.stream.shape[0]) // 2
         count = len(carry)
 
         @plgpu.inline_mgpu(
-            arg_types=(*(plgpu.RefType(),) * 3, *(LANE_LAYOUT,) * (1 + count)),
+            arg_types=(*(plgpu.RefType(),) * 3, *(LANE_LAYOUT,) * (1 + count + len(offsets))),
             return_type=[WORDS_TYPE] * (count + STEPS),
         )
         def apply(_: Any, table: ir.Value, rings: ir.Value, stream: ir.Value, *arrays: Any) -> Any:
-            number, state, position, *filled = (scalar(array.registers.item()) for array in arrays)
-            ring, table = self._ring(rings, number), address(table, shared=True)
+            number, *values = (scalar(array.registers.item()) for array in arrays)
+            state, position, *filled = values[:count]
+            ring, first = self._ring(rings, number), address(table, shared=True)
+            tables = [arith.addi(first, offset) for offset in values[count:]] or [first] * STEPS
             filled = _refilled(position, filled, ring, address(stream), number, pairs)
             lower = ptx("mov.u32 $0, %lanemask_lt;")()
             meanings = []
-            step = _STEP.format(mask=(1 << self.bits) - 1, bits=self.bits, last=_RING - 2)
-            for _ in range(STEPS):
+            step = _STEP.format(
+                mask=(1 << self.bits) - 1,
+                bits=self.bits,
+                last=_RING - 2,
+                entry_shift=1 + self._words,
+                fields=_ONE_WORD if self.expand is None else _TWO_WORDS,
+            )
+            for table in tables:
                 meaning, state, position = mgpu_utils.inline_ptx(
                     step,
                     state,
@@ -172,7 +226,8 @@ class RansLanes:
                 meanings.append(meaning)
             return [from_scalar(value) for value in (state, position, *filled, *meanings)]
 
-        found = apply(self.table, self.rings, self.stream, self.warps.index(), *carry)
+        refs = (self.table, self.rings, self.stream)
+        found = apply(*refs, self.warps.index(), *carry, *offsets)
         return tuple(found[:count]), list(found[count:])
 
     @staticmethod
@@ -184,14 +239,21 @@ class RansLanes:
         )
         return align(address(rings, shared=True), number)
 
-    def _steps_in_jax(self, carry: Carry) -> tuple[Carry, list[jax.Array]]:
+    def _steps_in_jax(
+        self, carry: Carry, offsets: Sequence[jax.Array]
+    ) -> tuple[Carry, list[jax.Array]]:
         state, position = carry
-        table, stream = self.table[...].reshape(-1, 2), self.stream[...]
+        table, stream = self.table[...].reshape(-1, self._words), self.stream[...]
         meanings = []
-        for _ in range(STEPS):
-            fields, meaning = table[state & jnp.uint32((1 << self.bits) - 1)].T
+        for offset in offsets or [jnp.zeros_like(state)] * STEPS:
+            slot = state & jnp.uint32((1 << self.bits) - 1)
+            words = table[slot + offset // jnp.uint32(4 * self._words)]
+            fields, meaning = words[:, 0], words[:, -1]
             meanings.append(meaning)
-            state = (fields & 0xFFFF) * (state >> self.bits) + (fields >> 16)
+            frequency, addend = fields & 0xFFFF, fields >> 16
+            if self.expand is None:
+                frequency, addend = fields >> _FREQUENCY_SHIFT, fields & _OFFSET_MASK
+            state = frequency * (state >> self.bits) + addend
             need = (state < 1 << 16).reshape(WARPS, WARP_LANES)
             count = jnp.cumsum(need, axis=-1, dtype=jnp.uint32)
             place = position + (count - need).reshape(-1)
@@ -251,6 +313,12 @@ def _refilled(
     )
 
 
-def table_shape(bits: int, parts: int) -> tuple[int, ...]:
-    """Shape of the table's buffer in shared memory, filled in so many parts."""
-    return (parts, (1 << bits) // parts, 2)
+def table_shape(bits: int, tables: int, words: int, parts: int) -> tuple[int, ...]:
+    """Shape of the tables' buffer in shared memory.
+
+    Args:
+      bits, tables: as of `RansLanes`.
+      words: of an entry, 2 where symbols have meanings, else 1.
+      parts: in which it is filled.
+    """
+    return (parts, (tables << bits) // parts, words)

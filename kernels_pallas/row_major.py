@@ -48,8 +48,10 @@ def _of_unit(
     if page is not None:
         row = page * ref.shape[1] + row
     same = jnp.uint32(0) * warps.index()
-    unit = (column // UNIT_COLUMNS).astype(jnp.uint32)
-    return place_in_rows(warps.index(), row.astype(jnp.uint32) + same, unit + same, ref.shape[-1])
+    index, offsets = place_in_rows(
+        warps.index(), row.astype(jnp.uint32) + same, same, ref.shape[-1]
+    )
+    return index + (column // 2).astype(jnp.uint32), offsets
 
 
 def load_unit(
@@ -61,7 +63,7 @@ def load_unit(
     return [words[place] for place in ORDER]
 
 
-def store_unit(
+def store_columns(
     warps: Warps,
     ref: Any,
     page: jax.Array | None,
@@ -69,14 +71,21 @@ def store_unit(
     column: jax.Array,
     registers: list[jax.Array],
 ) -> None:
-    """Stores a warpgroup's 32 registers as a unit of bf16 ref [rows, columns] or [P, ...]."""
+    """Stores a warpgroup's registers as columns of a unit of bf16 ref [rows, columns] or [P, ...].
+
+    Args:
+      warps: operations on lanes.
+      ref: in device memory.
+      page: int32 scalar, or None where the ref has no pages.
+      row, column: int32 scalars, of the first weight; the column a multiple of 32.
+      registers: uint32[128] each, 8 for each 32 columns.
+    """
     if warps.interpret:
         both = jax.lax.bitcast_convert_type(jnp.stack(registers), jnp.bfloat16)
-        place = (pl.ds(row, UNIT_ROWS), pl.ds(column, UNIT_COLUMNS))
-        unit = window_layout.row_order(both[None, None])
-        ref[place if page is None else (page, *place)] = unit
+        place = (pl.ds(row, UNIT_ROWS), pl.ds(column, 4 * len(registers)))
+        ref[place if page is None else (page, *place)] = window_layout.row_order(both[None, None])
         return
     index, offsets = _of_unit(warps, ref, page, row, column)
-    words = [registers[place] for place in UNORDERED]
+    words = [registers[place] for place in UNORDERED[: len(registers)]]
     everywhere = jnp.uint32(1) + jnp.uint32(0) * index
-    warps.store(ref, index, offsets, words, everywhere, transposed=True)
+    warps.store(ref, index, offsets[: len(registers) // VECTOR], words, everywhere, transposed=True)

@@ -24,7 +24,8 @@ LAGRANGE = np.log(2) / 6
 _LARGEST_BF16 = float(jnp.finfo(jnp.bfloat16).max)
 # A shift has 5 bits.
 SHIFTS = 32
-_QUARTERS = np.exp2(np.arange(4) / 4).astype(np.float32)
+# What a quarter of an octave multiplies a step by, none to three of them.
+QUARTERS = np.exp2(np.arange(4) / 4).astype(np.float32)
 
 
 def dead_zones(bits: np.ndarray) -> np.ndarray:
@@ -120,7 +121,7 @@ def row_scale(step: jax.Array, shift: jax.Array) -> jax.Array:
     The power of two is a constant of four, rounded to float32, doubled shift // 4 times.
     """
     shift = shift.astype(jnp.uint32)
-    quarter = jnp.asarray(_QUARTERS)[shift % 4]
+    quarter = jnp.asarray(QUARTERS)[shift % 4]
     doubled = jax.lax.bitcast_convert_type((shift // 4 + 127) << 23, jnp.float32)
     return step * (quarter * doubled)
 

@@ -24,6 +24,12 @@ def tiles_of(values: jax.Array, tile: tuple[int, int]) -> jax.Array:
     return values.reshape(-1, rows, values.shape[1] // columns, columns).swapaxes(1, 2)
 
 
+def rows_of(tiles: jax.Array) -> jax.Array:
+    """[tile rows * rows, K] of values [tile rows, tiles across, rows, columns] of tiles."""
+    down, across, rows, columns = tiles.shape
+    return tiles.swapaxes(1, 2).reshape(down * rows, across * columns)
+
+
 @functools.partial(jax.jit, static_argnames=("tile", "predictions"))
 def residual_counts(
     values: jax.Array, tile: tuple[int, int], predictions: tuple[str, ...]

@@ -12,6 +12,8 @@ where values outside of the tile are 0. They are the filters of PNG (ISO/IEC 159
 and of image coders since; planar without the choice that PNG's Paeth filter makes.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -68,6 +70,20 @@ def _restore_avg(residual: jax.Array) -> jax.Array:
     return skewed[row[:, None] + jnp.arange(columns), row[:, None]]
 
 
+def _summed(axis: int, values: jax.Array) -> jax.Array:
+    # Sums wrap around, as residuals do.
+    return jnp.cumsum(values, axis=axis, dtype=jnp.int8)
+
+
+_INVERSES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "none": lambda residual: residual,
+    "left": lambda residual: _summed(1, residual),
+    "top": lambda residual: _summed(0, residual),
+    "avg": _restore_avg,
+    "planar": lambda residual: _summed(0, _summed(1, residual)),
+}
+
+
 def restore(residual: jax.Array, number: jax.Array) -> jax.Array:
     """The values int8[rows, columns] of one tile.
 
@@ -75,17 +91,25 @@ def restore(residual: jax.Array, number: jax.Array) -> jax.Array:
       residual: int8[rows, columns].
       number: scalar, of the prediction in PREDICTIONS; the last one where it is beyond.
     """
-
-    def summed(axis: int, values: jax.Array) -> jax.Array:
-        # Sums wrap around, as residuals do.
-        return jnp.cumsum(values, axis=axis, dtype=jnp.int8)
-
-    inverses = {
-        "none": lambda values: values,
-        "left": lambda values: summed(1, values),
-        "top": lambda values: summed(0, values),
-        "avg": _restore_avg,
-        "planar": lambda values: summed(0, summed(1, values)),
-    }
-    branches = [inverses[prediction] for prediction in PREDICTIONS]
+    branches = [_INVERSES[prediction] for prediction in PREDICTIONS]
     return jax.lax.switch(number.astype(jnp.int32), branches, residual)
+
+
+def restore_tiles(residual: jax.Array, number: jax.Array) -> jax.Array:
+    """`restore` of all tiles at once: each prediction that occurs costs as if all tiles had it.
+
+    Args:
+      residual: int8[T, rows, columns].
+      number: [T].
+    """
+    number = jnp.minimum(number.astype(jnp.int32), len(PREDICTIONS) - 1)[:, None, None]
+    values = residual
+    for place, prediction in enumerate(PREDICTIONS[1:], start=1):
+        inverse, here = jax.vmap(_INVERSES[prediction]), number == place
+        values = jax.lax.cond(
+            jnp.any(here),
+            lambda values, inverse=inverse, here=here: jnp.where(here, inverse(residual), values),
+            lambda values: values,
+            values,
+        )
+    return values

@@ -29,7 +29,7 @@ from codecjax.codecs import parts, rans_coder, window_layout, window_pool
 from codecjax.codecs.ecsq_quantiser import dequantise
 from codecjax.codecs.ecsq_symbols import SINGLE, to_indices, to_symbols
 from codecjax.codecs.finite import check_finite
-from codecjax.codecs.int8_choice import choose_predictions, residual_counts, tiles_of
+from codecjax.codecs.int8_choice import choose_predictions, residual_counts, rows_of, tiles_of
 from codecjax.codecs.int8_prediction import PREDICTIONS, residuals, restore
 from codecjax.codecs.int8_rows import SCALE_BITS, quantise
 from codecjax.codecs.rans import units_of_group
@@ -78,8 +78,7 @@ def _symbols(
         residual = jnp.zeros_like(tiles)
         for number, prediction in enumerate(predictions):
             residual = jnp.where(place == number, residuals(tiles, prediction), residual)
-        in_rows = residual.swapaxes(1, 2).reshape(mine.shape)
-        return (to_symbols(in_rows.astype(jnp.int32), tile, SINGLE),)
+        return (to_symbols(rows_of(residual).astype(jnp.int32), tile, SINGLE),)
 
     (by_row,) = parts.in_parts(part, tile_rows, at_once)
     return by_row.reshape(-1, *by_row.shape[2:])
@@ -159,7 +158,5 @@ def decode_tile(t: TiledMatrix, index: jax.Array) -> jax.Array:
 
 def values_of(t: TiledMatrix) -> jax.Array:
     """int8[OUT, K]: the values of a matrix that is not dense."""
-    (down, across), (rows, columns) = t.grid, t.tile
     tiles = jax.lax.map(lambda index: decode_values(t, index), jnp.arange(t.tiles))
-    split = tiles.reshape(down, across, rows, columns).swapaxes(1, 2)
-    return split.reshape(down * rows, -1)[: t.shape[0], : t.shape[1]]
+    return rows_of(tiles.reshape(*t.grid, *t.tile))[: t.shape[0], : t.shape[1]]

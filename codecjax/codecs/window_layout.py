@@ -72,13 +72,14 @@ def row_order(registers: jax.Array) -> jax.Array:
     """Puts the registers of one tile in order.
 
     Args:
-      registers: [R, Q, 32, 128] pairs of weights, or [R, Q, 32, 128, 2] weights.
+      registers: [R, Q, 32, 128] pairs of weights, or [R, Q, 32, 128, 2] weights; or, of the first
+        columns of units, 2 for each 8 columns.
 
     Returns:
       [rows, columns // 2] pairs or [rows, columns] weights.
     """
     down, across = registers.shape[:2]
-    split = registers.reshape(down, across, 16, 2, 4, 8, 4, -1)
+    split = registers.reshape(down, across, registers.shape[2] // 2, 2, 4, 8, 4, -1)
     return split.transpose(0, 4, 3, 5, 1, 2, 6, 7).reshape(down * 64, -1)
 
 

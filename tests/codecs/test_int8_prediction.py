@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codecjax.codecs.int8_prediction import PREDICTIONS, residuals, restore
+from codecjax.codecs.int8_prediction import PREDICTIONS, residuals, restore, restore_tiles
 
 
 def expected(values: np.ndarray, prediction: str) -> np.ndarray:
@@ -50,3 +50,11 @@ def test_an_unknown_number_is_the_last_prediction() -> None:
     values = jnp.asarray(np.random.default_rng(0).integers(-128, 128, (8, 6)), jnp.int8)
     back = restore(residuals(values, PREDICTIONS[-1]), jnp.uint8(255))
     chex.assert_trees_all_equal(back, values)
+
+
+def test_all_tiles_at_once_are_as_each_by_itself() -> None:
+    residual = jnp.asarray(np.random.default_rng(0).integers(-128, 128, (7, 8, 6)), jnp.int8)
+    number = jnp.asarray([0, 1, 2, 3, 4, 1, 255], jnp.uint8)
+    found = restore_tiles(residual, number)
+    for each, of_tile, values in zip(residual, number, found, strict=True):
+        chex.assert_trees_all_equal(values, restore(each, of_tile))

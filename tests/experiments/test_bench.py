@@ -97,16 +97,19 @@ def test_what_each_suite_measures(records: dict[str, dict[str, Any]]) -> None:
         "matmul": [
             ("matmul", "bf16", None),
             *(("matmul", "window", width) for width in (11, 8, 16)),
-            ("matmul", "rans", None),
-            *((f"matmul_paged_{name}", "window", 11) for name in ("none", "half", "all")),
-            *((f"matmul_paged_{name}", "rans", None) for name in ("none", "half", "all")),
+            *(("matmul", codec, None) for codec in ("rans", "int8_rans", "ecsq")),
+            *(
+                (f"matmul_paged_{name}", codec, 11 if codec == "window" else None)
+                for codec in ("window", "rans", "int8_rans", "ecsq")
+                for name in ("none", "half", "all")
+            ),
         ],
         "decode": [
             ("decode", "window", 11),
-            ("decode", "rans", None),
+            *(("decode", codec, None) for codec in ("rans", "int8_rans", "ecsq")),
             *(("decode", "window", width) for width in (8, 16)),
             ("decode_into_pages", "window", 11),
-            ("decode_into_pages", "rans", None),
+            *(("decode_into_pages", codec, None) for codec in ("rans", "int8_rans", "ecsq")),
         ],
         "step": [("step", "bf16", None), ("step", "window", 11), ("step", "rans", None)],
         "encode": [

@@ -21,6 +21,7 @@ from experiments import run
 from experiments.codec_frontier import check, check_same_model, of_points, without_kernel
 from experiments.configuration import load_module, resolve_points
 from experiments.stdlib_corpus import read_corpus
+from kernels_pallas import arguments
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "configs" / "codec_frontier.py"
@@ -125,6 +126,7 @@ def test_the_usual_program_runs_it_and_goes_on_where_it_stopped(
 
 def test_codecs_without_kernels_are_left_out_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels_pallas, "resolve", lambda _: "mosaic_gpu")
+    monkeypatch.setattr(arguments, "_WITH_KERNELS", ("bf16", "rans", "window"))
     kept, overrides = of_points(config_file.get_config(), {})
     points = resolve_points(kept, load_module(FILE).sweep, overrides)
     why = {point.name: without_kernel(point) for point in points}

@@ -8,6 +8,7 @@ import pytest
 from codecjax.codecs import pooled
 from kernels_pallas import decode_mosaic_gpu, reference_xla
 from kernels_pallas.decode_mosaic_gpu import DecodeConfig
+from kernels_pallas.entropy_mosaic_gpu import ENTROPY_CODED
 from tests.kernels_pallas.cases import (
     CASES,
     FILLS,
@@ -29,7 +30,7 @@ paged = pytest.mark.parametrize("case", PAGED, ids=lambda case: case.name)
 
 def _two_stages(case: Case, steps: int) -> DecodeConfig | None:
     """Settings for the cases that have any."""
-    return None if case.codec == "rans" else DecodeConfig(steps, stages=2)
+    return None if case.codec in ENTROPY_CODED else DecodeConfig(steps, stages=2)
 
 
 @by_name

@@ -1,7 +1,8 @@
-"""Decode of codec `rans` as a Mosaic GPU kernel: each warpgroup decodes one coded group.
+"""The kernel that decodes entropy-coded tiles: each warpgroup decodes one coded group.
 
-What a lane has decoded of a unit it stores by itself, eight weights of a row at a time.
-Warpgroups of a CTA share the matrix's table in shared memory, and nothing else.
+Lanes store by themselves what they have decoded, eight weights of a row at a time. Warpgroups of a
+CTA share the matrix's tables in shared memory, and nothing else. How units come of symbols is the
+codec's part, see `coded_units`.
 """
 
 import dataclasses
@@ -13,127 +14,118 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from codecjax.codecs import rans, window_layout
+from codecjax.codecs import rans
 from codecjax.codecs.rans_coder import LANES, WARPS
 from codecjax.codecs.window_pool import place_of, verbatim_tiles
 from codecjax.tiles import DECODE, UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix, units_per_tile
+from kernels_pallas.coded_units import CodedUnit, UnitDecoder
 from kernels_pallas.emit import LANE_LAYOUT
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
-from kernels_pallas.rans_lanes import STEPS, RansLanes, table_shape
-from kernels_pallas.row_major import load_unit, store_unit
-from kernels_pallas.unit_walk import row_bias
+from kernels_pallas.rans_lanes import RansLanes, table_shape
+from kernels_pallas.row_major import load_unit, store_columns
 from kernels_pallas.warps import Warps
 
-_BYTE_WORDS = 16
-# Groups on each multiprocessor, from which a second warpgroup a CTA does not pay.
-_ENOUGH_GROUPS = 8
-
-
-def _exponents(symbol: jax.Array) -> jax.Array:
-    """The two digits in a symbol's lowest byte where bf16 has exponents."""
-    low = (symbol & jnp.uint32(0xF)) << jnp.uint32(7)
-    return low | (symbol & jnp.uint32(0xF0)) << jnp.uint32(19)
+# Groups on each multiprocessor, from which a second warpgroup a CTA does not pay; and from which
+# all multiprocessors have work for four.
+_ENOUGH_GROUPS, _GROUPS_FOR_FOUR = 8, 4
+# Shared memory of a multiprocessor, and what every CTA takes of it besides its own.
+_SHARED_BYTES, _RESERVED_BYTES = 228 * 2**10, 2**10
+# Warpgroups at work on a multiprocessor that make more of them a CTA unnecessary.
+_ENOUGH_WARPGROUPS = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class RansConfig:
+class EntropyConfig:
     """How the work is cut.
 
     Attributes:
-      warpgroups: of a CTA, at most 8; they share a table.
+      warpgroups: of a CTA, 1, 2 or 4; they share tables.
     """
 
     warpgroups: int
 
 
-def choose_config(groups: int) -> RansConfig:
-    """One warpgroup a CTA where that alone makes enough work for all multiprocessors."""
-    return RansConfig(1 if groups >= _ENOUGH_GROUPS * SMS else 2)
-
-
-def decode(
-    t: TiledMatrix,
-    residency: Residency | None,
-    first_tile: jax.Array,
-    *,
-    missing_only: bool = False,
-    config: RansConfig | None = None,
-    interpret: bool = False,
-) -> tuple[jax.Array, Residency | None]:
-    """bf16[OUT, K], reading resident tiles from their pages and filling pages as told.
+def choose_config(groups: int, table_bytes: int) -> EntropyConfig:
+    """As few warpgroups a CTA as make enough work for a multiprocessor, where its tables fit.
 
     Args:
-      t: of codec rans, not dense.
-      residency, first_tile: as in `kernels_pallas.decode`.
-      missing_only: whether to leave resident tiles out, as they happen to be.
-      config: how the work is cut; None for what is known to be fast.
-      interpret: run in the Pallas interpreter.
+      groups: of the matrix.
+      table_bytes: of all tables in shared memory.
     """
-    mode = _Mode(dense=True, resident=not missing_only)
-    w, residency = _run(t, residency, first_tile, mode, config, interpret)
-    assert w is not None
-    return w, residency
+    fewest = 1 if groups >= _ENOUGH_GROUPS * SMS else 2
+    most = 4 if groups >= _GROUPS_FOR_FOUR * SMS else 2
 
+    def at_work(warpgroups: int) -> int:
+        """Warpgroups for which a multiprocessor has shared memory."""
+        own = table_bytes + 4 * warpgroups * RansLanes.rings_size()
+        return warpgroups * (_SHARED_BYTES // (own + _RESERVED_BYTES))
 
-def fill(
-    t: TiledMatrix,
-    residency: Residency,
-    first_tile: jax.Array,
-    *,
-    config: RansConfig | None = None,
-    interpret: bool = False,
-) -> Residency:
-    """The residency with pages filled as told; tiles that fill none are not decoded."""
-    if residency.pages is None:
-        return residency
-    mode = _Mode(dense=False, resident=False)
-    return _run(t, residency, first_tile, mode, config, interpret)[1] or residency
+    choices = [each for each in (1, 2, 4) if fewest <= each <= most]
+    enough = (each for each in choices if at_work(each) >= _ENOUGH_WARPGROUPS)
+    return EntropyConfig(next(enough, choices[-1]))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Mode:
-    """What becomes of tiles.
+class Mode:
+    """What becomes of tiles. Those that fill pages are decoded always.
 
     Attributes:
-      dense: whether there is a dense matrix; if not, only tiles that fill pages are decoded.
+      dense: whether decoded tiles go to a dense matrix.
       resident: whether resident tiles are copied to it.
+      others: whether tiles that neither are resident nor fill pages are decoded.
+      pages: whether pages are filled.
     """
 
     dense: bool
     resident: bool
+    others: bool
+    pages: bool
 
 
-@functools.partial(jax.jit, static_argnames=("mode", "config", "interpret"))
-def _run(
+@functools.partial(jax.jit, static_argnames=("decoder", "mode", "config", "interpret"))
+def run(
     t: TiledMatrix,
     residency: Residency | None,
     first_tile: jax.Array,
-    mode: _Mode,
-    config: RansConfig | None,
+    decoder: UnitDecoder,
+    mode: Mode,
+    config: EntropyConfig | None,
     interpret: bool,
 ) -> tuple[jax.Array | None, Residency | None]:
+    """The dense matrix of whole tiles, bf16, if there is one, and the residency afterwards.
+
+    Args:
+      t: of an entropy-coded codec, not dense.
+      residency, first_tile: as in `kernels_pallas.decode`.
+      decoder: the codec's part.
+      mode: what becomes of tiles.
+      config: how the work is cut; None for what is known to be fast.
+      interpret: run in the Pallas interpreter.
+    """
     warps, place = Warps(interpret), place_of(t)
     down, across = t.tile[0] // UNIT_ROWS, t.tile[1] // UNIT_COLUMNS
     units = rans.units_of_group(t.tile)
     groups = units_per_tile(t.tile) // units
-    config = config or choose_config(t.tiles * groups)
-    warpgroups = config.warpgroups
     bits = t.arrays["table"].shape[-1].bit_length() - 1
-    record = t.arrays["escapes"].shape[-1]
+    entry_words = 1 if decoder.expand is None else 2
+    config = config or choose_config(t.tiles * groups, 4 * entry_words * decoder.tables << bits)
+    warpgroups = config.warpgroups
     counted = residency is not None
     paged = residency is not None and residency.pages is not None
+    has_pages = paged and (mode.resident or mode.pages)
     verbatim = verbatim_tiles(t) > 0
     padded = (t.unit_grid[0] * UNIT_ROWS, t.unit_grid[1] * UNIT_COLUMNS)
     operands: dict[str, Any] = {
-        name: t.arrays[name]
-        for name in ("words", "escapes", "base", "states", "starts", "stream", "table")
+        name: t.arrays[name] for name in (*decoder.arrays, "states", "starts", "stream", "table")
     }
     if verbatim:
         operands |= {name: t.arrays[name] for name in ("slot", "verbatim")}
     if residency is not None:
         operands |= {"first": first_tile.reshape(1), "decoded": jax.new_ref(residency.decoded)}
         if paged:
-            operands |= {"entries": residency.page_table, "pages": jax.new_ref(residency.pages)}
+            operands["entries"] = residency.page_table
+        if has_pages:
+            operands["pages"] = jax.new_ref(residency.pages)
     names = tuple(operands)
     in_all = t.tiles * groups
 
@@ -141,8 +133,10 @@ def _run(
         bound = dict(zip((*names, *(("dense",) if mode.dense else ())), refs, strict=True))
         mine = jax.lax.axis_index("warpgroup")
         number = jax.lax.axis_index("cta") * warpgroups + mine
-        lanes = RansLanes(warps, bits, table, rings.at[mine], bound["stream"])
-        lanes.fill_table(bound["table"].at[place.first_table], _exponents, mine, warpgroups)
+        lanes = RansLanes(
+            warps, bits, decoder.tables, decoder.expand, table, rings.at[mine], bound["stream"]
+        )
+        lanes.fill_tables(bound["table"], decoder.first_table, mine, warpgroups)
         plgpu.commit_smem()
         plgpu.barrier_arrive(arrived)
         plgpu.barrier_wait(arrived)
@@ -159,15 +153,15 @@ def _run(
         if verbatim:
             slot = bound["slot"][place.first_tile + tile]
             # A damaged slot must not lead beyond the arrays.
-            slot = jnp.clip(slot, -t.arrays["verbatim"].shape[0], t.arrays["words"].shape[0] - 1)
+            slot = jnp.clip(slot, -t.arrays["verbatim"].shape[0], t.arrays["states"].shape[0] - 1)
         decoding = (entry < 0) & (slot >= 0)
-        wanted = decoding if mode.dense else decoding & (entry < DECODE)
+        wanted = decoding if mode.others else decoding & (entry < DECODE)
 
         @pl.when(wanted)
         def _decode() -> None:
             decode_group(bound, lanes, tile, part, slot, entry)
 
-        if mode.dense and verbatim:
+        if mode.others and verbatim:
 
             @pl.when((entry < 0) & (slot < 0))
             def _copy_verbatim() -> None:
@@ -189,19 +183,24 @@ def _run(
         return (unit // across) * UNIT_ROWS, jax.lax.rem(unit, across) * UNIT_COLUMNS
 
     def put(
-        bound: dict[str, Any], tile: jax.Array, unit: jax.Array, entry: jax.Array, words: Any
+        bound: dict[str, Any],
+        tile: jax.Array,
+        unit: jax.Array,
+        entry: jax.Array,
+        first: jax.Array | int,
+        registers: list[jax.Array],
     ) -> None:
-        """Stores a unit's registers, in the order of `row_major`, wherever it should be."""
+        """Stores registers of a unit, from its column `first` on, wherever they should be."""
         row, column = in_tile(unit)
         if mode.dense:
             top = tile // t.grid[1] * t.tile[0] + row
-            left = jax.lax.rem(tile, t.grid[1]) * t.tile[1] + column
-            store_unit(warps, bound["dense"], None, top, left, words)
-        if paged:
+            left = jax.lax.rem(tile, t.grid[1]) * t.tile[1] + column + first
+            store_columns(warps, bound["dense"], None, top, left, registers)
+        if paged and mode.pages:
 
             @pl.when(entry < DECODE)
             def _() -> None:
-                store_unit(warps, bound["pages"], -entry - 2, row, column, words)
+                store_columns(warps, bound["pages"], -entry - 2, row, column + first, registers)
 
     def copy_group(
         name: str,
@@ -215,7 +214,8 @@ def _run(
             del carry
             unit = part * units + step
             row, column = in_tile(unit)
-            put(bound, tile, unit, entry, load_unit(warps, bound[name], number, row, column))
+            registers = load_unit(warps, bound[name], number, row, column)
+            put(bound, tile, unit, entry, 0, registers)
 
         jax.lax.fori_loop(0, units, copy_unit, None)
 
@@ -232,26 +232,18 @@ def _run(
         (state,) = warps.load(bound["states"], coded * LANES + lane, [0])
         (position,) = warps.load(bound["starts"], coded * WARPS + warp, [0])
 
-        def bias_of(down_in_tile: jax.Array) -> tuple[jax.Array, ...]:
-            row = (place.first_row + tile // t.grid[1]) * t.tile[0] + down_in_tile * UNIT_ROWS
-            return row_bias(lambda index: warps.gather(bound["base"], index), row, lane)
-
         def decode_unit(step: jax.Array, carry: Any) -> Any:
-            unit = part * units + step
-            at = (slot * (down * across) + unit).astype(jnp.uint32)
-            index = at * jnp.uint32(_BYTE_WORDS * LANES) + lane
-            offsets = [number * LANES for number in range(_BYTE_WORDS)]
-            bytes_ = warps.load(bound["words"], index, offsets)
-            records = warps.load_record(bound["escapes"], at, record)
-            bias = bias_of(unit // across)
-            registers: list[jax.Array] = []
-            for _ in range(0, window_layout.REGISTERS, STEPS):
-                carry, exponents = lanes.steps(carry)
-                for exponent in exponents:
-                    half = len(registers) % 2
-                    spread = warps.spread(bytes_[len(registers) // 2], bool(half))
-                    registers.append(warps.merge(spread, exponent + bias[half]))
-            put(bound, tile, unit, entry, warps.patch_warp(registers, records, warp, bias, record))
+            number = part * units + step
+            row = (place.first_row + tile // t.grid[1]) * t.tile[0]
+            unit = CodedUnit(
+                warps=warps,
+                lanes=lanes,
+                refs=bound,
+                first_row=row + number // across * UNIT_ROWS,
+                number=(slot * (down * across) + number).astype(jnp.uint32),
+                put=functools.partial(put, bound, tile, number, entry),
+            )
+            carry = decoder.decode(unit, carry)
             return tuple(plgpu.layout_cast(each, LANE_LAYOUT) for each in carry)
 
         carry = tuple(plgpu.layout_cast(each, LANE_LAYOUT) for each in lanes.open(state, position))
@@ -265,7 +257,9 @@ def _run(
         num_threads=warpgroups,
         thread_name="warpgroup",
         scratch_types={
-            "table": plgpu.SMEM(table_shape(bits, warpgroups), jnp.uint32),
+            "table": plgpu.SMEM(
+                table_shape(bits, decoder.tables, entry_words, warpgroups), jnp.uint32
+            ),
             "rings": plgpu.SMEM((warpgroups, RansLanes.rings_size()), jnp.uint32),
             "arrived": plgpu.Barrier(num_arrivals=warpgroups),
         },
@@ -273,8 +267,8 @@ def _run(
         interpret=interpreter(interpret),
     )
     found = kernel(*operands.values())
-    w = found[: t.shape[0], : t.shape[1]] if mode.dense else None
+    w = found if mode.dense else None
     if residency is None:
         return w, None
-    pages = jax.freeze(operands["pages"]) if paged else residency.pages
+    pages = jax.freeze(operands["pages"]) if has_pages else residency.pages
     return w, Residency(pages, residency.page_table, jax.freeze(operands["decoded"]))

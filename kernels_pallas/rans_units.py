@@ -1,0 +1,60 @@
+"""How units of codec `rans` are decoded: symbols are two exponents; bytes and escapes follow."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from codecjax.codecs import window_layout
+from codecjax.codecs.rans_coder import LANES
+from codecjax.codecs.window_pool import place_of
+from codecjax.tiles import TiledMatrix
+from kernels_pallas.coded_units import CodedUnit
+from kernels_pallas.rans_lanes import STEPS, Carry
+from kernels_pallas.unit_walk import row_bias
+
+_BYTE_WORDS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class RansUnits:
+    """See `coded_units.UnitDecoder`.
+
+    Attributes:
+      record: words of an escape record.
+    """
+
+    first_table: int
+    record: int
+    tables: int = 1
+    arrays: tuple[str, ...] = ("words", "escapes", "base")
+
+    @classmethod
+    def of(cls, t: TiledMatrix) -> "RansUnits":
+        """For a matrix of codec rans."""
+        return cls(place_of(t).first_table, t.arrays["escapes"].shape[-1])
+
+    @staticmethod
+    def expand(symbol: jax.Array) -> jax.Array:
+        """The two digits in a symbol's lowest byte where bf16 has exponents."""
+        low = (symbol & jnp.uint32(0xF)) << jnp.uint32(7)
+        return low | (symbol & jnp.uint32(0xF0)) << jnp.uint32(19)
+
+    def decode(self, unit: CodedUnit, carry: Carry) -> Carry:
+        """See `coded_units.UnitDecoder`."""
+        warps, lane = unit.warps, unit.warps.index()
+        index = unit.number * jnp.uint32(_BYTE_WORDS * LANES) + lane
+        offsets = [number * LANES for number in range(_BYTE_WORDS)]
+        bytes_ = warps.load(unit.refs["words"], index, offsets)
+        records = warps.load_record(unit.refs["escapes"], unit.number, self.record)
+        base = unit.refs["base"]
+        bias = row_bias(lambda index: warps.gather(base, index), unit.first_row, lane)
+        registers: list[jax.Array] = []
+        for _ in range(0, window_layout.REGISTERS, STEPS):
+            carry, exponents = unit.lanes.steps(carry)
+            for exponent in exponents:
+                half = len(registers) % 2
+                spread = warps.spread(bytes_[len(registers) // 2], bool(half))
+                registers.append(warps.merge(spread, exponent + bias[half]))
+        unit.put(0, warps.patch_warp(registers, records, warps.warp(), bias, self.record))
+        return carry
