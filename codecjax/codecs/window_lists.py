@@ -1,149 +1,71 @@
-"""Escapes of single lanes of a `window` unit, found without reading those of all others.
+"""Escapes of single lanes of a `window` unit, without reading a record from its beginning.
 
-In a record (`window_records`) the entries of one warp come round by round: the n-th entry that
-says "more" is followed, in its lane, by the n-th of those after the first round. So each lane's
-entries are a linked list, in order of registers and halves, and where a link leads is a count of
-bits. A lane has at most 64 entries, of which every one has a second link, eight entries on: so a
-weight's entry is found, or found missing, by 7 + 9 reads.
+In a record (`window_records`) the entries of a warp come round by round, so where those of one
+lane are depends on how many escapes each lane of the warp has: n of lane l. Round r begins after
+the sum of min(n, r) entries; in it, as many are before that of lane l as lanes before l have n > r.
 
-A damaged record only leads to other entries of the same unit.
+The numbers n, uint8[..., 128] for units [...], are the array `lane_escapes` of matrices that are
+made ready for looking rows up; those of other matrices are read from the records, round by round.
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from codecjax.codecs.window_layout import REGISTERS
+from codecjax.codecs import window_records
+from codecjax.codecs.window_layout import LANES, REGISTERS
 from codecjax.codecs.window_records import (
     EXPONENT_SHIFT,
-    MORE,
     RECORD_HEADER,
+    WARP_LANES,
+    WARPS,
     entries_that_fit,
 )
 
 NOT_ESCAPED = 256
-_PER_LINK = 8
-_MOST_LINKS = 2 * REGISTERS // _PER_LINK - 1
-# An entry of a table: exponent, from this bit on its place (half | register << 1, above all of
-# them where there is no entry), and from this bit on the number of the next entry.
-_PLACE, _NEXT = 8, 16
-_NO_PLACE = 2 * REGISTERS
-_ENTRIES_A_WORD, _WORD_BITS = 2, 32
+# Half and register of an entry, which no two escapes of a lane have both.
+_PLACES = 2 * REGISTERS
 
 
-@dataclasses.dataclass(frozen=True)
-class EscapeLists:
-    """Lists of the escapes of some lanes of several units.
-
-    Attributes:
-      entries: uint32[units * numbers], for each unit its entries' exponents, places and next
-        entries by their numbers; the last number of each unit is no entry's.
-      links: uint32[units * numbers], the number of the eighth entry from there on, and its place.
-      first: int32[units, lanes], where in `entries` the lists of the lanes begin.
-      numbers: of each unit.
-    """
-
-    entries: jax.Array
-    links: jax.Array
-    first: jax.Array
-    numbers: int
-
-    def find(self, register: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The entries of the low and of the high halves of some registers.
-
-        Args:
-          register: uint32[units, registers].
-
-        Returns:
-          uint32[units, registers, lanes] each: the exponent, or NOT_ESCAPED.
-        """
-        (units, lanes), registers = self.first.shape, register.shape[1]
-        unit = self.numbers * jnp.arange(units)[:, None, None]
-        low = 2 * register[..., None]
-        here = jnp.broadcast_to(self.first[:, None], (units, registers, lanes))
-        for _ in range(_MOST_LINKS):
-            link = _at(self.links, here)
-            here = jnp.where(link >> _PLACE <= low, unit + _low_byte(link), here)
-        found = [jnp.full(here.shape, NOT_ESCAPED, jnp.uint32)] * 2
-        # The entry of the high half may be the one that the last link would have led to.
-        for _ in range(_PER_LINK + 1):
-            entry = _at(self.entries, here)
-            place = (entry >> _PLACE) & 0xFF
-            found = [
-                jnp.where(place == low + half, entry & 0xFF, each)
-                for half, each in enumerate(found)
-            ]
-            here = unit + _low_byte(entry >> _NEXT)
-        return found[0], found[1]
+def lane_escapes(records: jax.Array) -> jax.Array:
+    """uint8[..., 128]: how many escapes each lane has, of records uint32[..., RECORD]."""
+    place, _ = window_records.read(records)
+    # The place of an unused entry is above the others, and so is what is taken for its lane.
+    lane = jnp.where(place < LANES * _PLACES, place // 2 % LANES, LANES)
+    unit = jnp.indices(lane.shape, sparse=True)[:-1]
+    numbers = jnp.zeros((*records.shape[:-1], LANES), jnp.uint8)
+    return numbers.at[(*unit, lane)].add(1, mode="drop")
 
 
-def _at(flat: jax.Array, place: jax.Array) -> jax.Array:
-    return flat.at[place].get(mode="promise_in_bounds")
-
-
-def _low_byte(word: jax.Array) -> jax.Array:
-    return (word & 0xFF).astype(jnp.int32)
-
-
-def _bits(mask: jax.Array) -> jax.Array:
-    return jax.lax.population_count(mask)
-
-
-def _below(number: jax.Array) -> jax.Array:
-    """uint32 of which the lowest `number` bits are set, uint32 up to 32."""
-    return (jnp.uint32(1) << number) - jnp.uint32(1)
-
-
-def _more_bits(words: jax.Array) -> jax.Array:
-    """uint32[units, n]: bit i of word j is set where entry 32 * j + i says "more"."""
-    at_once = _WORD_BITS // _ENTRIES_A_WORD
-    padded = jnp.pad(words, ((0, 0), (0, -words.shape[1] % at_once)))
-    by_word = padded.reshape(len(words), -1, at_once)
-    both = jnp.where(by_word & MORE, jnp.uint32(1), jnp.uint32(0))
-    both |= jnp.where(by_word & (MORE << 16), jnp.uint32(2), jnp.uint32(0))
-    shifts = _ENTRIES_A_WORD * jnp.arange(at_once, dtype=jnp.uint32)
-    return (both << shifts).sum(axis=-1, dtype=jnp.uint32)
-
-
-def _before(more: jax.Array, number: jax.Array) -> jax.Array:
-    """uint32[units, n]: how many bits of uint32[units, words] are before those of numbers."""
-    count = jnp.zeros_like(number)
-    for word in range(more.shape[1]):
-        before = jnp.clip(number.astype(jnp.int32) - _WORD_BITS * word, 0, _WORD_BITS)
-        count += _bits(more[:, word, None] & _below(before.astype(jnp.uint32)))
-    return count
-
-
-def escape_lists(records: jax.Array, warp: jax.Array, lane: jax.Array) -> EscapeLists:
-    """The lists of some lanes of one warp of each of several units.
+def exponents(
+    records: jax.Array, of_warp: jax.Array, warp: jax.Array, lane: jax.Array, register: jax.Array
+) -> jax.Array:
+    """Exponents of the escapes among some weights of N rows of units, Q units a row.
 
     Args:
-      records: uint32[units, RECORD].
-      warp: int32[units].
-      lane: uint32[units, lanes], numbers of lanes in their warp.
+      records: uint32[N, Q, RECORD].
+      of_warp: uint8[N, Q, 32], escapes of the lanes of the row's warp.
+      warp: int32[N], the warp that has the row.
+      lane: int32[N, lanes], numbered within the warp.
+      register: uint32[N, registers].
+
+    Returns:
+      uint32[N, Q, registers, lanes, 2], of the low and high halves; NOT_ESCAPED elsewhere.
+      Damaged records give other exponents.
     """
-    units, record = records.shape
-    none = entries_that_fit(record)
-    words = records[:, RECORD_HEADER : RECORD_HEADER + -(-none // _ENTRIES_A_WORD)]
-    bitmap = jnp.take_along_axis(records, warp[:, None], axis=1)
-    first = (records[:, 4:RECORD_HEADER] >> (8 * warp[:, None]).astype(jnp.uint32)) & 0xFF
-    more = _more_bits(words)
-    number = jnp.arange(none + 1, dtype=jnp.uint32)
-    both = jnp.pad(words, ((0, 0), (0, 1)))[:, number // _ENTRIES_A_WORD]
-    entry = (both >> (16 * (number % _ENTRIES_A_WORD))) & 0xFFFF
-    following = first + _bits(bitmap) + _before(more, number[None]) - _before(more, first)
-    following = jnp.where(entry & MORE, jnp.minimum(following, none), none)
-    place = entry & (_NO_PLACE - 1)
-    entries = (entry >> EXPONENT_SHIFT) | place << _PLACE | following << _NEXT
-    no_entry = jnp.uint32(_NO_PLACE << _PLACE | none << _NEXT)
-    entries = jnp.where(number == none, no_entry, entries).reshape(-1)
-    unit = (none + 1) * jnp.arange(units)[:, None]
-    here = jnp.broadcast_to(unit + jnp.arange(none + 1), (units, none + 1))
-    for _ in range(_PER_LINK):
-        here = unit + _low_byte(_at(entries, here) >> _NEXT)
-    number_there = (here - unit).astype(jnp.uint32)
-    links = (number_there | ((_at(entries, here) >> _PLACE) & 0xFF) << _PLACE).reshape(-1)
-    start = jnp.minimum(first + _bits(bitmap & _below(lane)), none)
-    start = jnp.where((bitmap >> lane) & 1, start, none)
-    return EscapeLists(entries, links, unit + start.astype(jnp.int32), none + 1)
+    rounds = jnp.arange(min(entries_that_fit(records.shape[-1]), _PLACES), dtype=jnp.int32)
+    escapes, lane = of_warp.astype(jnp.int32)[:, :, None, None], lane[:, None, :, None]
+    before = jnp.arange(WARP_LANES) < lane[..., None]
+    before = before & (escapes > rounds[:, None])
+    number = (jnp.minimum(escapes, rounds[:, None]) + before).sum(axis=-1)
+    first = (records[..., WARPS] >> (8 * warp[:, None]).astype(jnp.uint32)) & 0xFF
+    number += first.astype(jnp.int32)[..., None, None]
+
+    row, unit = jnp.indices(number.shape[:2], sparse=True)
+    word = (row[..., None, None], unit[..., None, None], RECORD_HEADER + number // 2)
+    entry = records.at[word].get(mode="clip") >> (16 * (number % 2)).astype(jnp.uint32)
+    own = jnp.take_along_axis(of_warp, lane[..., 0], axis=-1)
+    place = jnp.where(rounds < own[..., None], entry % _PLACES, _PLACES)
+    exponent = (entry >> EXPONENT_SHIFT) & 0xFF
+    wanted = 2 * register[:, None, :, None, None] + jnp.arange(2, dtype=jnp.uint32)
+    found = place[:, :, None, :, None] == wanted[..., None]
+    return jnp.where(found, exponent[:, :, None, :, None], NOT_ESCAPED).min(axis=-1)

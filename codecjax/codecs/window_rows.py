@@ -5,11 +5,13 @@ A row of a unit is in four neighbouring lanes, in their even or in their odd reg
 escapes, see `window_lists`.
 """
 
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
 
-from codecjax.codecs import parts, window_layout
-from codecjax.codecs.window_lists import NOT_ESCAPED, escape_lists
+from codecjax.codecs import parts, window_layout, window_lists, window_records
 from codecjax.codecs.window_pool import place_of, verbatim_tiles
 from codecjax.codecs.window_records import WARP_LANES
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, TiledMatrix
@@ -38,6 +40,23 @@ def read_rows(t: TiledMatrix, rows: jax.Array) -> jax.Array:
     return parts.in_parts(part, len(rows), at_once)[0]
 
 
+@jax.jit
+def ready_for_rows(t: TiledMatrix) -> TiledMatrix:
+    """The matrix, of which rows are read faster: with the array `lane_escapes`, if not dense."""
+    if t.is_dense:
+        return t
+    records = t.arrays["escapes"]
+    count = records.shape[0]
+    at_once = parts.tile_rows_at_once(count, math.prod(t.tile))
+
+    def part(first: jax.Array | int) -> tuple[jax.Array]:
+        here = jax.lax.dynamic_slice_in_dim(records, first, at_once)
+        return (window_lists.lane_escapes(here),)
+
+    (lane_escapes,) = parts.in_parts(part, count, at_once)
+    return dataclasses.replace(t, arrays={**t.arrays, "lane_escapes": lane_escapes})
+
+
 def _read(t: TiledMatrix, rows: jax.Array) -> jax.Array:
     place, across = place_of(t), t.grid[1]
     tile_row, row = rows // t.tile[0], rows % t.tile[0]
@@ -59,39 +78,43 @@ def _decode(t: TiledMatrix, slot: jax.Array, row: jax.Array, base: jax.Array) ->
     count, across = slot.shape
     down, in_unit = row // UNIT_ROWS, row % UNIT_ROWS
     warp, in_warp = in_unit // (2 * _ROWS_AT_ONCE), in_unit % (2 * _ROWS_AT_ONCE)
-    odd, lane = in_warp // _ROWS_AT_ONCE, _LANES_A_ROW * (in_warp % _ROWS_AT_ONCE)
+    odd = (in_warp // _ROWS_AT_ONCE)[:, None]
+    lane = _LANES_A_ROW * (in_warp % _ROWS_AT_ONCE)
 
-    def of_row(slot: jax.Array, down: jax.Array, lane: jax.Array) -> jax.Array:
-        words = t.arrays["words"]
-        size = (1, 1, *words.shape[2:4], _LANES_A_ROW)
-        return jax.lax.dynamic_slice(words, (slot, down, 0, 0, lane), size)[0, 0]
+    def units(array: jax.Array, first_lane: jax.Array, lanes: int) -> jax.Array:
+        """[N, Q, ..., lanes]: of the row's units, what these lanes have in [C, R, Q, ..., 128]."""
 
-    of_tiles = jax.vmap(of_row, in_axes=(0, None, None))
-    words = jax.vmap(of_tiles)(slot, down, WARP_LANES * warp + lane)
-    records = t.arrays["escapes"][slot, down[:, None]]
-    units = across * records.shape[2]
+        def of_tile(slot: jax.Array, down: jax.Array, first_lane: jax.Array) -> jax.Array:
+            start = (slot, down, *[0] * (array.ndim - 3), first_lane)
+            return jax.lax.dynamic_slice(array, start, (1, 1, *array.shape[2:-1], lanes))[0, 0]
 
-    def of_units(of_rows: jax.Array) -> jax.Array:
-        """[N * units, ...] of [N, ...]."""
-        return jnp.repeat(of_rows, units, axis=0)
+        of_row = jax.vmap(of_tile, in_axes=(0, None, None))
+        parts = jax.vmap(of_row)(slot, down, first_lane)
+        return parts.reshape(count, -1, *parts.shape[3:])
 
+    words = units(t.arrays["words"], WARP_LANES * warp + lane, _LANES_A_ROW)
     # The other row's registers get this row's exponents, and are not looked at.
-    bias = of_units(base.astype(jnp.uint32) * jnp.uint32(1 << 7 | 1 << 23))[:, None, None]
-    registers = window_layout.unpack_all(
-        words.reshape(count * units, -1, _LANES_A_ROW),
-        jnp.broadcast_to(bias, (count * units, window_layout.REGISTERS, 1)),
-        t.options_dict["width"],
-    )
-    of_both = registers.reshape(count * units, -1, 2, _LANES_A_ROW)
-    odd = of_units(odd.astype(jnp.uint32))[:, None]
-    pairs = jnp.where((odd == 1)[..., None], of_both[:, :, 1], of_both[:, :, 0])
+    bias = (base.astype(jnp.uint32) * jnp.uint32(1 << 7 | 1 << 23))[:, None, None, None]
+    bias = jnp.broadcast_to(bias, (count, 1, window_layout.REGISTERS, 1))
+    registers = window_layout.unpack_all(words, bias, t.options_dict["width"])
+    split = registers.reshape(*words.shape[:2], -1, 2, _LANES_A_ROW)
+    own = jnp.where((odd == 1)[..., None, None], split[:, :, :, 1], split[:, :, :, 0])
+    bits = jax.lax.bitcast_convert_type(own, jnp.uint16)
 
-    lanes = of_units(lane[:, None] + jnp.arange(_LANES_A_ROW)).astype(jnp.uint32)
-    lists = escape_lists(records.reshape(count * units, -1), of_units(warp), lanes)
-    found = lists.find(2 * jnp.arange(of_both.shape[1], dtype=jnp.uint32) + odd)
-    for half, exponent in enumerate(found):
-        patched = pairs & jnp.uint32(~(0x7F80 << 16 * half) & 0xFFFFFFFF)
-        patched |= exponent << jnp.uint32(7 + 16 * half)
-        pairs = jnp.where(exponent == NOT_ESCAPED, pairs, patched)
-    weights = jax.lax.bitcast_convert_type(pairs, jnp.bfloat16)
-    return weights.reshape(count, across, -1)
+    records = units(t.arrays["escapes"], jnp.zeros_like(lane), t.arrays["escapes"].shape[-1])
+    if "lane_escapes" in t.arrays:
+        of_warp = units(t.arrays["lane_escapes"], WARP_LANES * warp, WARP_LANES)
+    else:
+        of_lane = window_lists.lane_escapes(records)
+        by_warp = of_lane.reshape(count, -1, window_records.WARPS, WARP_LANES)
+        of_warp = by_warp[jnp.arange(count), :, warp]
+    exponent = window_lists.exponents(
+        records,
+        of_warp,
+        warp,
+        lane[:, None] + jnp.arange(_LANES_A_ROW),
+        (2 * jnp.arange(split.shape[2]) + odd).astype(jnp.uint32),
+    )
+    patched = (bits & 0x807F) | (exponent << 7).astype(jnp.uint16)
+    bits = jnp.where(exponent == window_lists.NOT_ESCAPED, bits, patched)
+    return jax.lax.bitcast_convert_type(bits, jnp.bfloat16).reshape(count, across, -1)
