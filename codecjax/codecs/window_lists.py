@@ -24,6 +24,8 @@ from codecjax.codecs.window_records import (
 NOT_ESCAPED = 256
 # Half and register of an entry, which no two escapes of a lane have both.
 _PLACES = 2 * REGISTERS
+# Above the numbers of all entries of a record.
+_NO_ENTRY = 1 << 16
 
 
 def lane_escapes(records: jax.Array) -> jax.Array:
@@ -53,18 +55,17 @@ def exponents(
       Damaged records give other exponents.
     """
     rounds = jnp.arange(min(entries_that_fit(records.shape[-1]), _PLACES), dtype=jnp.int32)
-    escapes, lane = of_warp.astype(jnp.int32)[:, :, None, None], lane[:, None, :, None]
-    before = jnp.arange(WARP_LANES) < lane[..., None]
-    before = before & (escapes > rounds[:, None])
-    number = (jnp.minimum(escapes, rounds[:, None]) + before).sum(axis=-1)
+    escapes, lane = of_warp.astype(jnp.int32)[:, :, None, None], lane[:, None, :, None, None]
+    other, ended = jnp.arange(WARP_LANES), escapes <= rounds[:, None]
+    before = jnp.minimum(escapes, rounds[:, None]) + ((other < lane) & ~ended)
+    number = jnp.where((other == lane) & ended, _NO_ENTRY, before).sum(axis=-1)
     first = (records[..., WARPS] >> (8 * warp[:, None]).astype(jnp.uint32)) & 0xFF
-    number += first.astype(jnp.int32)[..., None, None]
-
-    row, unit = jnp.indices(number.shape[:2], sparse=True)
-    word = (row[..., None, None], unit[..., None, None], RECORD_HEADER + number // 2)
-    entry = records.at[word].get(mode="clip") >> (16 * (number % 2)).astype(jnp.uint32)
-    own = jnp.take_along_axis(of_warp, lane[..., 0], axis=-1)
-    place = jnp.where(rounds < own[..., None], entry % _PLACES, _PLACES)
+    row, unit = jnp.indices(records.shape[:2], sparse=True)
+    place_in_record = number + first.astype(jnp.int32)[..., None, None]
+    words = (row[..., None, None], unit[..., None, None], RECORD_HEADER + place_in_record // 2)
+    entry = records.at[words].get(mode="clip")
+    entry >>= (16 * (place_in_record % 2)).astype(jnp.uint32)
+    place = jnp.where(number < _NO_ENTRY, entry % _PLACES, _PLACES)
     exponent = (entry >> EXPONENT_SHIFT) & 0xFF
     wanted = 2 * register[:, None, :, None, None] + jnp.arange(2, dtype=jnp.uint32)
     found = place[:, :, None, :, None] == wanted[..., None]
