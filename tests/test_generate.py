@@ -22,7 +22,7 @@ from codecjax.models.config import LlamaConfig
 from codecjax.models.flat import on_arrays
 from codecjax.models.model import cache_objects, encode_weights, random_model
 from codecjax.models.parameters import walk
-from codecjax.tiles import DECODE, fill_entry, page_bytes
+from codecjax.tiles import DECODE, TiledMatrix, fill_entry, page_bytes
 
 # codecjax.generate, the attribute, is the function.
 GENERATE = sys.modules["codecjax.generate"]
@@ -103,7 +103,7 @@ def bits(logits):
 def decoded(model):
     """The model with its decoded weights in plain bf16."""
     weights = {
-        each.huggingface: codecjax.decode(weight) if each.projection else weight
+        each.huggingface: codecjax.decode(weight) if isinstance(weight, TiledMatrix) else weight
         for each, weight in walk(model.config, model.parameters)
     }
     return encode_weights(model.config, weights, "bf16", TILE, {})
@@ -211,8 +211,9 @@ def test_parameters_are_handed_over_as_few_arrays(model):
     again = on_arrays(lambda parameters: parameters)(arrays, structure=structure)
     assert jax.tree.structure(again) == jax.tree.structure(model.parameters)
     chex.assert_trees_all_equal(again, model.parameters)
-    # The embedding, all norms, and for every layer and the head: words, escapes and bases.
-    assert len(arrays) == 2 + 3 * (CONFIG.layers + 1)
+    # All norms; for the embedding, every layer and the head: words, escapes and bases; and for
+    # the embedding, of which rows are looked up, the escapes of each lane.
+    assert len(arrays) == 2 + 3 * (CONFIG.layers + 2)
     first = again["layers_0"]
     assert first["query"].arrays["words"] is first["key"].arrays["words"]
 

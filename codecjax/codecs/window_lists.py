@@ -12,61 +12,77 @@ import jax
 import jax.numpy as jnp
 
 from codecjax.codecs import window_records
-from codecjax.codecs.window_layout import LANES, REGISTERS
+from codecjax.codecs.window_layout import LANES, REGISTERS, column_of
 from codecjax.codecs.window_records import (
     EXPONENT_SHIFT,
     RECORD_HEADER,
+    REGISTER_SHIFT,
     WARP_LANES,
     WARPS,
     entries_that_fit,
 )
+from codecjax.tiles import UNIT_COLUMNS
 
 NOT_ESCAPED = 256
-# Half and register of an entry, which no two escapes of a lane have both.
-_PLACES = 2 * REGISTERS
-# Above the numbers of all entries of a record.
-_NO_ENTRY = 1 << 16
+# Neighbouring lanes that have a row, in their even or in their odd registers.
+LANES_A_ROW = 4
+# In a word with three numbers, the bits where the second and the third begin.
+_LANES, _OWN = 16, 24
 
 
 def lane_escapes(records: jax.Array) -> jax.Array:
     """uint8[..., 128]: how many escapes each lane has, of records uint32[..., RECORD]."""
     place, _ = window_records.read(records)
     # The place of an unused entry is above the others, and so is what is taken for its lane.
-    lane = jnp.where(place < LANES * _PLACES, place // 2 % LANES, LANES)
+    lane = jnp.where(place < LANES * 2 * REGISTERS, place // 2 % LANES, LANES)
     unit = jnp.indices(lane.shape, sparse=True)[:-1]
     numbers = jnp.zeros((*records.shape[:-1], LANES), jnp.uint8)
     return numbers.at[(*unit, lane)].add(1, mode="drop")
 
 
 def exponents(
-    records: jax.Array, of_warp: jax.Array, warp: jax.Array, lane: jax.Array, register: jax.Array
+    records: jax.Array, of_warp: jax.Array, warp: jax.Array, lane: jax.Array, odd: jax.Array
 ) -> jax.Array:
-    """Exponents of the escapes among some weights of N rows of units, Q units a row.
+    """Exponents of the escapes in a row of each of N rows of units, Q units a row.
 
     Args:
       records: uint32[N, Q, RECORD].
-      of_warp: uint8[N, Q, 32], escapes of the lanes of the row's warp.
-      warp: int32[N], the warp that has the row.
-      lane: int32[N, lanes], numbered within the warp.
-      register: uint32[N, registers].
+      of_warp: uint8[N, Q, 32], escapes of the lanes of the warp that has the row.
+      warp: int32[N], that warp.
+      lane: int32[N], the first of the row's four lanes, numbered within the warp.
+      odd: int32[N], 1 if the row is in their odd registers, else 0.
 
     Returns:
-      uint32[N, Q, registers, lanes, 2], of the low and high halves; NOT_ESCAPED elsewhere.
-      Damaged records give other exponents.
+      uint16[N, Q, 128], by column of the unit; NOT_ESCAPED elsewhere. Damaged records give other
+      exponents.
     """
-    rounds = jnp.arange(min(entries_that_fit(records.shape[-1]), _PLACES), dtype=jnp.int32)
-    escapes, lane = of_warp.astype(jnp.int32)[:, :, None, None], lane[:, None, :, None, None]
-    other, ended = jnp.arange(WARP_LANES), escapes <= rounds[:, None]
-    before = jnp.minimum(escapes, rounds[:, None]) + ((other < lane) & ~ended)
-    number = jnp.where((other == lane) & ended, _NO_ENTRY, before).sum(axis=-1)
+    most = min(entries_that_fit(records.shape[-1]), 2 * REGISTERS)
+    rounds = jnp.arange(most, dtype=jnp.uint32)[:, None]
+    number, other = of_warp[:, :, None].astype(jnp.uint32), jnp.arange(WARP_LANES)
+    behind = other - lane[:, None, None, None]
+    # Of each round: entries before it, lanes before the row's that have one, which of the row's do.
+    there = jnp.where(
+        behind < 0, 1 << _LANES, jnp.where(behind < LANES_A_ROW, 1 << (_OWN + behind), 0)
+    ).astype(jnp.uint32)
+    sums = jnp.minimum(number, rounds) + jnp.where(number > rounds, there, jnp.uint32(0))
+    sums = sums.sum(axis=-1, dtype=jnp.uint32)[..., None]
+    own, each = sums >> _OWN, jnp.arange(LANES_A_ROW, dtype=jnp.uint32)
     first = (records[..., WARPS] >> (8 * warp[:, None]).astype(jnp.uint32)) & 0xFF
+    entry = first[..., None, None] + (sums % (1 << _LANES)) + ((sums >> _LANES) & 0x3F)
+    entry += jax.lax.population_count(own & ((1 << each) - 1))
+
     row, unit = jnp.indices(records.shape[:2], sparse=True)
-    place_in_record = number + first.astype(jnp.int32)[..., None, None]
-    words = (row[..., None, None], unit[..., None, None], RECORD_HEADER + place_in_record // 2)
-    entry = records.at[words].get(mode="clip")
-    entry >>= (16 * (place_in_record % 2)).astype(jnp.uint32)
-    place = jnp.where(number < _NO_ENTRY, entry % _PLACES, _PLACES)
-    exponent = (entry >> EXPONENT_SHIFT) & 0xFF
-    wanted = 2 * register[:, None, :, None, None] + jnp.arange(2, dtype=jnp.uint32)
-    found = place[:, :, None, :, None] == wanted[..., None]
-    return jnp.where(found, exponent[:, :, None, :, None], NOT_ESCAPED).min(axis=-1)
+    row, unit = row[..., None, None], unit[..., None, None]
+    words = records.at[row, unit, RECORD_HEADER + entry // 2].get(mode="clip")
+    found = words >> (16 * (entry % 2))
+    half, register = found & 1, (found >> REGISTER_SHIFT) % REGISTERS
+    column = column_of(each, register, half).astype(jnp.int32)
+    is_here = ((own >> each) & 1 == 1) & (
+        register % 2 == odd.astype(jnp.uint32)[:, None, None, None]
+    )
+    place = (row * records.shape[1] + unit) * UNIT_COLUMNS + column
+    size = records.shape[0] * records.shape[1] * UNIT_COLUMNS
+    none = jnp.full(size, NOT_ESCAPED, jnp.uint16)
+    value = ((found >> EXPONENT_SHIFT) & 0xFF).astype(jnp.uint16)
+    flat = none.at[jnp.where(is_here, place, size)].set(value, mode="drop")
+    return flat.reshape(*records.shape[:2], UNIT_COLUMNS)

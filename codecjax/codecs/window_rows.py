@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from codecjax.codecs import parts, window_layout, window_lists, window_records
+from codecjax.codecs.window_lists import LANES_A_ROW
 from codecjax.codecs.window_pool import place_of, verbatim_tiles
 from codecjax.codecs.window_records import WARP_LANES
-from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, TiledMatrix
+from codecjax.tiles import UNIT_ROWS, TiledMatrix
 
-# Lanes that have a row, and rows that a warp's even or odd registers have.
-_LANES_A_ROW, _ROWS_AT_ONCE = 4, 8
-# A weight takes about 20 bytes of temporaries.
+# Rows that a warp's even or odd registers have.
+_ROWS_OF_LANES = 8
+# A weight takes some 30 bytes of temporaries.
 _WEIGHTS_AT_ONCE = 1 << 22
 
 
@@ -77,9 +78,8 @@ def _decode(t: TiledMatrix, slot: jax.Array, row: jax.Array, base: jax.Array) ->
     """bf16[N, A, columns]: row int32[N] of compressed tiles int32[N, A], its base uint8[N]."""
     count, across = slot.shape
     down, in_unit = row // UNIT_ROWS, row % UNIT_ROWS
-    warp, in_warp = in_unit // (2 * _ROWS_AT_ONCE), in_unit % (2 * _ROWS_AT_ONCE)
-    odd = (in_warp // _ROWS_AT_ONCE)[:, None]
-    lane = _LANES_A_ROW * (in_warp % _ROWS_AT_ONCE)
+    warp, in_warp = in_unit // (2 * _ROWS_OF_LANES), in_unit % (2 * _ROWS_OF_LANES)
+    odd, lane = in_warp // _ROWS_OF_LANES, LANES_A_ROW * (in_warp % _ROWS_OF_LANES)
 
     def units(array: jax.Array, first_lane: jax.Array, lanes: int) -> jax.Array:
         """[N, Q, ..., lanes]: of the row's units, what these lanes have in [C, R, Q, ..., 128]."""
@@ -92,13 +92,13 @@ def _decode(t: TiledMatrix, slot: jax.Array, row: jax.Array, base: jax.Array) ->
         parts = jax.vmap(of_row)(slot, down, first_lane)
         return parts.reshape(count, -1, *parts.shape[3:])
 
-    words = units(t.arrays["words"], WARP_LANES * warp + lane, _LANES_A_ROW)
+    words = units(t.arrays["words"], WARP_LANES * warp + lane, LANES_A_ROW)
     # The other row's registers get this row's exponents, and are not looked at.
     bias = (base.astype(jnp.uint32) * jnp.uint32(1 << 7 | 1 << 23))[:, None, None, None]
     bias = jnp.broadcast_to(bias, (count, 1, window_layout.REGISTERS, 1))
     registers = window_layout.unpack_all(words, bias, t.options_dict["width"])
-    split = registers.reshape(*words.shape[:2], -1, 2, _LANES_A_ROW)
-    own = jnp.where((odd == 1)[..., None, None], split[:, :, :, 1], split[:, :, :, 0])
+    split = registers.reshape(*words.shape[:2], -1, 2, LANES_A_ROW)
+    own = jnp.where((odd == 1)[:, None, None, None], split[:, :, :, 1], split[:, :, :, 0])
     bits = jax.lax.bitcast_convert_type(own, jnp.uint16)
 
     records = units(t.arrays["escapes"], jnp.zeros_like(lane), t.arrays["escapes"].shape[-1])
@@ -108,13 +108,8 @@ def _decode(t: TiledMatrix, slot: jax.Array, row: jax.Array, base: jax.Array) ->
         of_lane = window_lists.lane_escapes(records)
         by_warp = of_lane.reshape(count, -1, window_records.WARPS, WARP_LANES)
         of_warp = by_warp[jnp.arange(count), :, warp]
-    exponent = window_lists.exponents(
-        records,
-        of_warp,
-        warp,
-        lane[:, None] + jnp.arange(_LANES_A_ROW),
-        (2 * jnp.arange(split.shape[2]) + odd).astype(jnp.uint32),
-    )
-    patched = (bits & 0x807F) | (exponent << 7).astype(jnp.uint16)
+    exponent = window_lists.exponents(records, of_warp, warp, lane, odd)
+    bits = bits.reshape(exponent.shape)
+    patched = (bits & 0x807F) | exponent << 7
     bits = jnp.where(exponent == window_lists.NOT_ESCAPED, bits, patched)
     return jax.lax.bitcast_convert_type(bits, jnp.bfloat16).reshape(count, across, -1)

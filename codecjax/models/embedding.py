@@ -13,9 +13,7 @@ from codecjax.tiles import TiledMatrix
 _WIDTH = 8
 
 
-def embedding_codec(
-    codec: str, options: Mapping[str, Option]
-) -> tuple[str, dict[str, Option]]:
+def embedding_codec(codec: str, options: Mapping[str, Option]) -> tuple[str, dict[str, Option]]:
     """Codec and options of the embedding of a model whose projections have these.
 
     It is stored like projections where their codec is `bf16` or `window`, and in `window`

@@ -73,7 +73,7 @@ class Model:
 
         These are the projections and, as the head of a tied model, its embedding.
         """
-        weights = {each: weight for each, weight in walk(self.config, self.parameters)}
+        weights = dict(walk(self.config, self.parameters))
         return {each.name: weights[each] for each in multiplied(self.config)}
 
     @functools.cached_property
