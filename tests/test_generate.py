@@ -135,6 +135,25 @@ def test_compressed_logits_are_bit_equal_to_plain_ones(models, name, seed):
     )
 
 
+@pytest.mark.parametrize("codec", ["window", "rans"])
+def test_a_tied_embedding_is_looked_up_and_multiplied_by(codec):
+    """Of one stored matrix, whose tiles may be resident, the bits are those of the plain model."""
+    tied = dataclasses.replace(CONFIG, tied=True)
+    options = {"rans": {"probability_bits": 10}}.get(codec, {})
+    compressed, plain = (
+        random_model(tied, 0, name, TILE, chosen)
+        for name, chosen in ((codec, options), ("bf16", {}))
+    )
+    generator = make(compressed, budget_bytes=POOL * PAGE)
+    generator._controller = RandomPlans(compressed.tile_count, seed=3)
+    first, read = compressed.first_tiles["embedding"], 0
+    expected = make(plain).run(PROMPT, 8, keep_logits=True)
+    for step, wanted in zip(generator.run(PROMPT, 8, keep_logits=True), expected, strict=True):
+        np.testing.assert_array_equal(bits(step.logits), bits(wanted.logits))
+        read += int((step.plan.page_table[first:] >= 0).sum())
+    assert read > 0
+
+
 def test_bfloat16_activations_are_bit_equal_too(models):
     runs = [
         list(make(models[name], activations="bfloat16").run(PROMPT, 3, keep_logits=True))

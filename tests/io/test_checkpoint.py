@@ -137,6 +137,15 @@ def test_a_model_survives_saving_and_reading(kind, tmp_path):
     assert os.listdir(tmp_path) == ["checkpoint"]
 
 
+@pytest.mark.parametrize("codec", ["window", "int8_rans"])
+def test_a_tied_model_survives(codec, tmp_path):
+    model = random_model(dataclasses.replace(WIDE, tied=True), 0, codec, TILE, {})
+    save(model, tmp_path / "checkpoint")
+    read = read_checkpoint(tmp_path / "checkpoint")
+    assert_same(read, model)
+    assert read.matrices["embedding"] is read.parameters["embedding"]
+
+
 def test_the_report_of_a_cast_survives(tmp_path):
     weights = {
         each.huggingface: np.random.default_rng(0).normal(size=each.shape).astype(np.float32)
