@@ -126,12 +126,12 @@ def _backend() -> str:
     return "gpu" if jax.default_backend() == "gpu" else "cpu"
 
 
-def _shapes(model: Model) -> Mapping[tuple[int, int], list[str]]:
-    """Names of the compressed matrices by shape."""
-    shapes: dict[tuple[int, int], list[str]] = {}
+def _shapes(model: Model) -> Mapping[tuple[tuple[int, int], str], list[str]]:
+    """Names of the compressed matrices by shape and codec."""
+    shapes: dict[tuple[tuple[int, int], str], list[str]] = {}
     for name, t in model.matrices.items():
         if cacheable_tiles(t).any():
-            shapes.setdefault(t.shape, []).append(name)
+            shapes.setdefault((t.shape, t.codec), []).append(name)
     return shapes
 
 

@@ -101,6 +101,8 @@ def size_table(model: Model) -> Table:
             kind = kind.split(".", 2)[2]
         if not isinstance(weight, TiledMatrix) or weight.is_dense:
             kind += " (not compressed)"
+        elif weight.codec != model.codec:
+            kind += f" (codec {weight.codec})"
         sums = kinds.setdefault(kind, [0, 0])
         sums[0] += math.prod(parameter.shape)
         sums[1] += weight.nbytes

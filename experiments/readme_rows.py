@@ -232,8 +232,9 @@ def _step_lines(rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
             f"{formats.number(1 / seconds)} by {name.removeprefix('bf16, ')}"
             for name, seconds in row["baselines"].items()
         )
+        width = f" {row['width']}" if row["width"] else ""
         yield (
-            f"one decode step of {row['spec']}'s shapes in `{row['codec']}`, batch "
+            f"one decode step of {row['spec']}'s shapes in `{row['codec']}`{width}, batch "
             f"{row['batch']}, context {row['context']}, {_device(row)}",
             f"{formats.number(1 / row['seconds'])} tokens/s, {formats.factor(row['ratio'])}, "
             f"with {formats.factor(row['fraction_of_bf16_bytes'])} the weight bytes",

@@ -2,14 +2,13 @@
 
 import dataclasses
 import gc
-import math
 
 import jax
 import numpy as np
 
 from codecjax.codecs import cacheable_tiles
 from codecjax.models.model import Model
-from codecjax.models.parameters import walk
+from codecjax.models.parameters import EMBEDDING, walk
 from codecjax.tiles import page_bytes
 
 
@@ -22,7 +21,7 @@ class WeightTraffic:
         side lists included; 0 for tiles that are stored uncompressed.
       page_bytes: bytes to read a decoded tile from its page.
       constant_bytes: what every step reads whatever is resident: uncompressed tiles and
-        matrices, norms, the head of a tied model, one row of the embedding.
+        matrices, norms, and one row of the embedding unless it is the head too.
     """
 
     tile_bytes: np.ndarray
@@ -55,11 +54,9 @@ def weight_traffic(model: Model) -> WeightTraffic:
         tile_bytes[first : first + t.tiles][compressed] = (t.nbytes - verbatim) / count
         constant += verbatim
     for parameter, weight in walk(model.config, model.parameters):
-        if parameter.projection:
-            continue
-        looked_up = parameter.name == "embedding" and not model.config.tied
-        rows = parameter.shape[0] if looked_up else 1
-        constant += math.prod(parameter.shape) * weight.dtype.itemsize / rows
+        if parameter.name not in model.matrices:
+            rows = parameter.shape[0] if parameter.name == EMBEDDING else 1
+            constant += weight.nbytes / rows
     return WeightTraffic(tile_bytes, page, constant)
 
 

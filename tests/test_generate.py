@@ -22,7 +22,7 @@ from codecjax.models.config import LlamaConfig
 from codecjax.models.flat import on_arrays
 from codecjax.models.model import cache_objects, encode_weights, random_model
 from codecjax.models.parameters import walk
-from codecjax.tiles import DECODE, fill_entry, page_bytes
+from codecjax.tiles import DECODE, TiledMatrix, fill_entry, page_bytes
 
 # codecjax.generate, the attribute, is the function.
 GENERATE = sys.modules["codecjax.generate"]
@@ -103,7 +103,7 @@ def bits(logits):
 def decoded(model):
     """The model with its decoded weights in plain bf16."""
     weights = {
-        each.huggingface: codecjax.decode(weight) if each.projection else weight
+        each.huggingface: codecjax.decode(weight) if isinstance(weight, TiledMatrix) else weight
         for each, weight in walk(model.config, model.parameters)
     }
     return encode_weights(model.config, weights, "bf16", TILE, {})
@@ -133,6 +133,25 @@ def test_compressed_logits_are_bit_equal_to_plain_ones(models, name, seed):
         bits(codecjax.logits(compressed, tokens, implementation="xla")),
         bits(codecjax.logits(plain, tokens, implementation="xla")),
     )
+
+
+@pytest.mark.parametrize("codec", ["window", "rans"])
+def test_a_tied_embedding_is_looked_up_and_multiplied_by(codec):
+    """Of one stored matrix, whose tiles may be resident, the bits are those of the plain model."""
+    tied = dataclasses.replace(CONFIG, tied=True)
+    options = {"rans": {"probability_bits": 10}}.get(codec, {})
+    compressed, plain = (
+        random_model(tied, 0, name, TILE, chosen)
+        for name, chosen in ((codec, options), ("bf16", {}))
+    )
+    generator = make(compressed, budget_bytes=POOL * PAGE)
+    generator._controller = RandomPlans(compressed.tile_count, seed=3)
+    first, read = compressed.first_tiles["embedding"], 0
+    expected = make(plain).run(PROMPT, 8, keep_logits=True)
+    for step, wanted in zip(generator.run(PROMPT, 8, keep_logits=True), expected, strict=True):
+        np.testing.assert_array_equal(bits(step.logits), bits(wanted.logits))
+        read += int((step.plan.page_table[first:] >= 0).sum())
+    assert read > 0
 
 
 def test_bfloat16_activations_are_bit_equal_too(models):
@@ -211,8 +230,9 @@ def test_parameters_are_handed_over_as_few_arrays(model):
     again = on_arrays(lambda parameters: parameters)(arrays, structure=structure)
     assert jax.tree.structure(again) == jax.tree.structure(model.parameters)
     chex.assert_trees_all_equal(again, model.parameters)
-    # The embedding, all norms, and for every layer and the head: words, escapes and bases.
-    assert len(arrays) == 2 + 3 * (CONFIG.layers + 1)
+    # All norms; for the embedding, every layer and the head: words, escapes and bases; and for
+    # the embedding, of which rows are looked up, the escapes of each lane.
+    assert len(arrays) == 2 + 3 * (CONFIG.layers + 2)
     first = again["layers_0"]
     assert first["query"].arrays["words"] is first["key"].arrays["words"]
 

@@ -1,5 +1,7 @@
 """Generation on a GPU: the kernels inside the jitted steps, with pages in place."""
 
+import dataclasses
+
 import chex
 import jax
 import numpy as np
@@ -28,8 +30,8 @@ PROMPT = [3, 1, 4, 1, 5]
 NEW = 12
 
 
-def model(codec: str) -> Model:
-    return random_model(CONFIG, 0, codec, TILE, {})
+def model(codec: str, tied: bool = False) -> Model:
+    return random_model(dataclasses.replace(CONFIG, tied=tied), 0, codec, TILE, {})
 
 
 def run(model: Model, policy: str, pages: int) -> list[GeneratedStep]:
@@ -64,6 +66,15 @@ def test_every_step_is_bit_equal_to_bf16_and_counts_its_decodes(
     assert (steps[-1].plan.hits > 0) == (policy in ("pinned", "belady", "all"))
     if policy == "all":
         assert steps[-1].tiles_decoded == 0
+
+
+@pytest.mark.parametrize("codec", ["window", "rans"])
+def test_tied_models_are_bit_equal_to_bf16(codec: str) -> None:
+    expected = run(model("bf16", tied=True), "none", 0)
+    found = run(model(codec, tied=True), "all", 76)
+    for step, wanted in zip(found, expected, strict=True):
+        chex.assert_trees_all_equal(np.asarray(step.logits), np.asarray(wanted.logits))
+    assert found[-1].tiles_decoded == 0
 
 
 def test_whole_sequences_are_bit_equal_to_bf16() -> None:

@@ -11,7 +11,8 @@ Arrays, for C compressed and V verbatim tiles (C + V = T), tiles of R x Q units:
     escapes   uint32[C, R, Q, RECORD]     one record a unit, multiples of RECORD_STEP[width]
     base      uint8[tile rows of the grid, rows of a tile]   exponent of digit 0
 
-and `slot` and `verbatim` of those whose escapes would outgrow bf16, see `verbatim`.
+and `slot` and `verbatim` of those whose escapes would outgrow bf16, see `verbatim`. A matrix of
+which rows are looked up also has `lane_escapes`, see `window_lists`.
 
 Several matrices may share their arrays, see `window_pool`.
 

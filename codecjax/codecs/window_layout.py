@@ -246,23 +246,23 @@ def unpack(
 
 
 def _interleave(even: jax.Array, odd: jax.Array) -> jax.Array:
-    """uint32[..., n, 128] twice -> [..., 2n, 128], taken in turn."""
+    """uint32[..., n, lanes] twice -> [..., 2n, lanes], taken in turn."""
     both = jnp.stack([even, odd], axis=-2)
-    return both.reshape(*even.shape[:-2], -1, LANES)
+    return both.reshape(*even.shape[:-2], 2 * even.shape[-2], even.shape[-1])
 
 
 def unpack_bytes(words: jax.Array) -> jax.Array:
-    """uint32[..., 32, 128]: what `pack_bytes` packed, each byte in both bytes of its half."""
+    """uint32[..., 32, lanes]: what `pack_bytes` packed, each byte in both bytes of its half."""
     return _interleave(spread_bytes(words, False), spread_bytes(words, True))
 
 
 def _all_exponents_3_bits(words: jax.Array, bias: jax.Array) -> jax.Array:
-    w = words[..., 16:, :].reshape(*words.shape[:-2], 2, 3, LANES)
+    w = words[..., 16:, :].reshape(*words.shape[:-2], 2, 3, words.shape[-1])
     fives = [_shift(w, 7 - 3 * j) & _u32(0x03800380) for j in range(5)]
-    first = jnp.stack(fives, axis=-2).reshape(*words.shape[:-2], 2, 15, LANES)
+    first = jnp.stack(fives, axis=-2).reshape(*words.shape[:-2], 2, 15, words.shape[-1])
     last = (w >> _rows(8, 7, 6)) & _rows(0x00800080, 0x01000100, 0x02000200)
     digits = jnp.concatenate([first, last.sum(axis=-2, keepdims=True, dtype=jnp.uint32)], axis=-2)
-    return digits.reshape(*words.shape[:-2], REGISTERS, LANES) + bias
+    return digits.reshape(*words.shape[:-2], REGISTERS, words.shape[-1]) + bias
 
 
 def _all_exponents_base_11(words: jax.Array, bias: jax.Array) -> jax.Array:
@@ -280,25 +280,25 @@ def _all_exponents_base_11(words: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _unpack_all_in_place(words: jax.Array, bias: jax.Array) -> jax.Array:
-    w = words.reshape(*words.shape[:-2], 2, 4, 3, LANES)
+    w = words.reshape(*words.shape[:-2], 2, 4, 3, words.shape[-1])
     a, b, c = (w[..., i, :] for i in range(3))
     spread = ((a >> _u32(11)) & _u32(0x000F000F)) | ((b >> _u32(7)) & _u32(0x00F000F0))
     spread |= ((c >> _u32(3)) & _u32(0x07000700)) | ((c << _u32(1)) & _u32(0x80008000))
-    threes = (w & _u32(0x87FF87FF)).reshape(*words.shape[:-2], 2, 12, LANES)
+    threes = (w & _u32(0x87FF87FF)).reshape(*words.shape[:-2], 2, 12, words.shape[-1])
     full = jnp.concatenate([threes, spread], axis=-2)
-    return full.reshape(*words.shape[:-2], REGISTERS, LANES) + bias
+    return full.reshape(*words.shape[:-2], REGISTERS, words.shape[-1]) + bias
 
 
 def unpack_all(words: jax.Array, bias: jax.Array, width: int) -> jax.Array:
     """`unpack` by few operations on whole arrays, which XLA compiles several times faster.
 
     Args:
-      words: uint32[..., WORDS[width], 128].
-      bias: uint32[..., 32, 128], the row base of each register, as `unpack` takes them.
+      words: uint32[..., WORDS[width], lanes], of all of a unit's lanes or of some.
+      bias: uint32[..., 32, lanes], the row base of each register, as `unpack` takes them.
       width: 8, 11 or 16.
 
     Returns:
-      uint32[..., 32, 128].
+      uint32[..., 32, lanes].
     """
     if width == 16:
         return _unpack_all_in_place(words, bias)

@@ -16,7 +16,7 @@ import numpy as np
 from codecjax.tiles import Place, TiledMatrix
 
 # Arrays whose first axis is the slot, the tile row, and the table.
-BY_SLOT = ("words", "escapes", "states", "starts", "prediction")
+BY_SLOT = ("words", "escapes", "lane_escapes", "states", "starts", "prediction")
 BY_ROW = ("base", "rows", "scale")
 BY_TABLE = ("table", "step")
 

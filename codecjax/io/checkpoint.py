@@ -1,6 +1,6 @@
 """Checkpoints: the encoded arrays as Orbax writes them, and a manifest that vouches for them.
 
-    manifest.json    format version, codec, tile, config, shapes, and a CRC-32 of every tile,
+    manifest.json    format version, codecs, tile, config, shapes, and a CRC-32 of every tile,
                      of every other array, of the tokenizer and of the manifest itself
     arrays/          an Orbax v1 checkpoint of every weight's arrays by name
     tokenizer.json   where the model has one
@@ -23,17 +23,19 @@ from orbax.checkpoint import v1 as ocp
 
 from codecjax.codecs import check_options, codec_module, own_arrays
 from codecjax.codecs.cast import CastReport
+from codecjax.codecs.intervals import Option
 from codecjax.errors import UserError
 from codecjax.io.atomic import recover, replacing_folder
 from codecjax.io.checksums import checksum, tile_checksums
 from codecjax.io.huggingface import TOKENIZER, read_json, read_tokenizer
 from codecjax.models.config import LlamaConfig
+from codecjax.models.embedding import embedding_codec
 from codecjax.models.model import Model, assembled
 from codecjax.models.parameters import Parameter, parameters, walk
 from codecjax.tiles import TiledMatrix, check_tile
 
 MANIFEST, ARRAYS = "manifest.json", "arrays"
-FORMAT, VERSION = "codecjax checkpoint", 1
+FORMAT, VERSION = "codecjax checkpoint", 2
 
 _REMEDY = "make the checkpoint again"
 
@@ -74,11 +76,8 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
-            "codec": {
-                "name": model.codec,
-                "version": codec_module(model.codec).VERSION,
-                "options": model.options,
-            },
+            "codec": _codec_entry(model.codec, model.options),
+            "embedding_codec": _codec_entry(*embedding_codec(model.codec, model.options)),
             "tile": list(model.tile),
             "config": model.config.to_huggingface(),
             "cast": None if model.cast is None else dataclasses.asdict(model.cast),
@@ -106,28 +105,24 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Model:
     manifest = _read_manifest(folder)
     config = LlamaConfig.from_huggingface(manifest["config"])
     codec, tile = manifest["codec"], check_tile((manifest["tile"][0], manifest["tile"][1]))
-    module = codec_module(codec["name"])
-    if codec["version"] != module.VERSION:
-        raise UserError(
-            f"{path} has version {codec['version']} of codec {codec['name']!r} and this is "
-            f"version {module.VERSION}: {_REMEDY} with this version of codecjax"
-        )
-    options = check_options(codec["name"], codec["options"])
+    options = _check_codec(folder, codec)
+    _check_codec(folder, manifest["embedding_codec"])
     _check_weights(folder, config, manifest["weights"])
     on_host = _read_arrays(folder, manifest["weights"])
 
     def stored(parameter: Parameter) -> TiledMatrix | jax.Array:
         entry, arrays = manifest["weights"][parameter.name], on_host.pop(parameter.name)
-        if not parameter.projection:
+        if len(parameter.shape) == 1:
             _verify_array(folder, parameter, arrays, entry)
             return jnp.asarray(arrays["array"])
+        own = codec if parameter.projection else manifest["embedding_codec"]
         t = TiledMatrix(
             arrays,
-            codec["name"],
-            codec["version"],
+            own["name"],
+            own["version"],
             (parameter.shape[0], parameter.shape[1]),
             tile,
-            tuple(sorted(options.items())),
+            tuple(sorted(own["options"].items())),
         )
         _verify_tiles(folder, parameter, t, entry)
         placed = {name: jnp.asarray(array) for name, array in arrays.items()}
@@ -142,6 +137,21 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Model:
         tile=tile,
         cast=None if manifest["cast"] is None else CastReport(**manifest["cast"]),
     )
+
+
+def _codec_entry(codec: str, options: Mapping[str, Option]) -> dict[str, Any]:
+    return {"name": codec, "version": codec_module(codec).VERSION, "options": dict(options)}
+
+
+def _check_codec(folder: Path, entry: Mapping[str, Any]) -> dict[str, Option]:
+    """The options in a codec's entry; UserError unless that codec can read what it stored."""
+    module = codec_module(entry["name"])
+    if entry["version"] != module.VERSION:
+        raise UserError(
+            f"{folder} has version {entry['version']} of codec {entry['name']!r} and this is "
+            f"version {module.VERSION}: {_REMEDY} with this version of codecjax"
+        )
+    return check_options(entry["name"], entry["options"])
 
 
 def _arrays_of(weight: TiledMatrix | jax.Array) -> dict[str, jax.Array]:

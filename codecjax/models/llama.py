@@ -17,7 +17,7 @@ from flax import nnx
 import kernels_pallas
 from codecjax.models.config import LlamaConfig, RopeScaling
 from codecjax.models.linear import TiledLinear
-from codecjax.models.parameters import at, sharing_inputs
+from codecjax.models.parameters import EMBEDDING, at, sharing_inputs
 from codecjax.tiles import Residency, TiledMatrix
 from kernels_pallas.implementations import XLA
 from kernels_pallas.inputs import Gated, Normed
@@ -270,8 +270,8 @@ class Llama(nnx.Module):
 
         Args:
           config: sizes and constants.
-          parameters: the tree of `codecjax.models.parameters`. Projections are TiledMatrix or
-            arrays, the rest arrays, of any float dtype.
+          parameters: the tree of `codecjax.models.parameters`. Projections and the embedding are
+            TiledMatrix or arrays, norms arrays, of any float dtype.
           implementation: of the matmuls with a TiledMatrix.
           activations: "float32", or "bfloat16" for speed and for mosaic_gpu.
           linear: what multiplies by projections; a subclass may watch what it is given.
@@ -291,8 +291,9 @@ class Llama(nnx.Module):
             first_tile += sum(t.tiles for t in weights if isinstance(t, TiledMatrix))
         names = [f"layers_{index}" for index in range(config.layers)]
         self.config = config
+        self.implementation = implementation
         self.activations = activations
-        self.embedding = nnx.Param(parameters["embedding"])
+        self.embedding = nnx.Param(parameters[EMBEDDING])
         self.layers = nnx.List(
             Layer(
                 config,
@@ -304,6 +305,8 @@ class Llama(nnx.Module):
         )
         self.final_norm = RMSNorm(parameters["final_norm"], config.rms_eps, activations)
         self.head = None if config.tied else projections["head",]
+        # A tied embedding's tiles follow those of all projections.
+        self.tied_tile = first_tile
 
     def hidden(
         self,
@@ -326,7 +329,7 @@ class Llama(nnx.Module):
         batch, count = tokens.shape
         first = jnp.asarray(start, jnp.int32)
         where = _Where(first, _rotation(self.config, first, count))
-        x = self.embedding.get_value()[tokens.reshape(-1)].astype(jnp.float32)
+        x = self._embed(tokens.reshape(-1)).astype(jnp.float32)
         after: list[LayerCache] = []
         for index, layer in enumerate(self.layers):
             before = None if cache is None else cache[index]
@@ -341,10 +344,18 @@ class Llama(nnx.Module):
         """float32[..., V] of the residual stream float32[..., D], and the residency after it."""
         head = self.head
         if head is None:
-            head = TiledLinear((self.embedding.get_value(),), 0, None)
+            embedding = self.embedding.get_value()
+            head = TiledLinear((embedding,), self.tied_tile, self.implementation)
         x = self.final_norm(hidden.reshape(-1, hidden.shape[-1]))
         (logits,), residency = head(x, residency)
         return logits.reshape(*hidden.shape[:-1], -1), residency
+
+    def _embed(self, tokens: jax.Array) -> jax.Array:
+        """[N, D] of tokens int32[N]."""
+        embedding = self.embedding.get_value()
+        if isinstance(embedding, TiledMatrix):
+            return kernels_pallas.lookup(embedding, tokens)
+        return embedding[tokens]
 
 
 def forward(

@@ -1,4 +1,4 @@
-"""A model in memory: its config, its weights with the projections stored by a codec."""
+"""A model in memory: its config, its weights with the matrices stored by codecs."""
 
 import dataclasses
 import functools
@@ -26,8 +26,17 @@ from codecjax.codecs.cast import CastReport, to_bf16
 from codecjax.codecs.intervals import Option
 from codecjax.errors import UserError
 from codecjax.models.config import LlamaConfig
+from codecjax.models.embedding import encode_embedding
 from codecjax.models.flat import Structure, flat
-from codecjax.models.parameters import Parameter, layers, parameters, to_tree, walk
+from codecjax.models.parameters import (
+    EMBEDDING,
+    Parameter,
+    layers,
+    multiplied,
+    parameters,
+    to_tree,
+    walk,
+)
 from codecjax.tiles import TiledMatrix, check_tile
 
 # Of random weights: the usual initializer, and rows whose scales differ as trained ones do.
@@ -37,12 +46,12 @@ _ROW_SCALE_STD = 0.25
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A Llama whose projections are tiled matrices.
+    """A Llama whose matrices are tiled.
 
     Attributes:
       config: sizes and constants.
-      parameters: the tree of `codecjax.models.parameters`; projections are TiledMatrix, the
-        rest bf16 arrays.
+      parameters: the tree of `codecjax.models.parameters`; projections and the embedding are
+        TiledMatrix (the latter as `codecjax.models.embedding` says), norms bf16 arrays.
       tokenizer: None where the model came without one.
       codec: of the projections.
       options: the codec's, defaults filled in.
@@ -60,9 +69,12 @@ class Model:
 
     @functools.cached_property
     def matrices(self) -> dict[str, TiledMatrix]:
-        """The projections by report name, in the order in which a step uses them."""
-        weights = walk(self.config, self.parameters)
-        return {each.name: weight for each, weight in weights if each.projection}
+        """What a step multiplies by, by report name, in the order in which it does.
+
+        These are the projections and, as the head of a tied model, its embedding.
+        """
+        weights = dict(walk(self.config, self.parameters))
+        return {each.name: weights[each] for each in multiplied(self.config)}
 
     @functools.cached_property
     def flat(self) -> tuple[list[jax.Array], Structure]:
@@ -71,7 +83,7 @@ class Model:
 
     @functools.cached_property
     def first_tiles(self) -> dict[str, int]:
-        """By report name of a projection, the number of its first tile among TILES."""
+        """By report name of a matrix, the number of its first tile among TILES."""
         first, firsts = 0, {}
         for name, t in self.matrices.items():
             firsts[name] = first
@@ -98,8 +110,10 @@ class Model:
     @property
     def bits_per_weight(self) -> float:
         """Of all projections together."""
-        weights = sum(math.prod(t.shape) for t in self.matrices.values())
-        return 8 * sum(t.nbytes for t in self.matrices.values()) / weights
+        pairs = walk(self.config, self.parameters)
+        projections = [weight for parameter, weight in pairs if parameter.projection]
+        weights = sum(math.prod(t.shape) for t in projections)
+        return 8 * sum(t.nbytes for t in projections) / weights
 
 
 def encode_weights(
@@ -152,6 +166,8 @@ def encode_weights(
         if parameter.projection:
             own = weighed.get(parameter.huggingface)
             weight, _ = encode_with_report(weight, codec, tile, planned, own, **filled)
+        elif parameter.name == EMBEDDING:
+            weight = encode_embedding(weight, codec, tile, filled)
         if report is not None:
             cast = report if cast is None else cast.merge(report)
         return weight
@@ -261,7 +277,7 @@ def random_model(
 
 
 def cache_objects(model: Model) -> list[CacheObject]:
-    """One cache object a projection, in the order in which a step uses them.
+    """One cache object a matrix of `Model.matrices`, in the order in which a step uses them.
 
     An object has the tiles that cost a decode, and as its cost their number: seconds per step
     up to a factor, where all tiles take equally long to decode.

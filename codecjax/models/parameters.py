@@ -2,8 +2,9 @@
 and in reports.
 
 The parameter tree is {"embedding": [V, D], "layers_0": {"attention_norm": [D], "query": ...},
-..., "final_norm": [D], "head": [V, D]}; tied models have no "head". Projections are matrices
-[OUT, K]; layers hold them in the order in which a step uses them.
+..., "final_norm": [D], "head": [V, D]}; tied models have no "head", and multiply by the embedding
+in its place. Projections are matrices [OUT, K]; layers hold them in the order in which a step
+uses them.
 """
 
 import dataclasses
@@ -12,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from codecjax.models.config import LlamaConfig
+
+EMBEDDING = "embedding"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Parameter:
       huggingface: its tensor name in Hugging Face files.
       name: its name in reports, like "layers.3.mlp.down".
       shape: [OUT, K] of a projection, [V, D] of the embedding, [D] of a norm.
-      projection: whether a codec stores it as tiles.
+      projection: whether the model's codec stores it.
     """
 
     path: tuple[str, ...]
@@ -50,7 +53,7 @@ def parameters(config: LlamaConfig) -> tuple[Parameter, ...]:
         ("down", "mlp.down_proj", "mlp.down", (hidden, inner)),
     )
     embedding = (vocab, hidden)
-    result = [Parameter(("embedding",), "model.embed_tokens.weight", "embedding", embedding, False)]
+    result = [Parameter((EMBEDDING,), "model.embed_tokens.weight", EMBEDDING, embedding, False)]
     for index in range(config.layers):
         result += [
             Parameter(
@@ -66,6 +69,13 @@ def parameters(config: LlamaConfig) -> tuple[Parameter, ...]:
     if not config.tied:
         result.append(Parameter(("head",), "lm_head.weight", "head", embedding, True))
     return tuple(result)
+
+
+def multiplied(config: LlamaConfig) -> tuple[Parameter, ...]:
+    """The weights that a step multiplies activations by, in the order of use."""
+    embedding, *others = parameters(config)
+    projections = tuple(parameter for parameter in others if parameter.projection)
+    return (*projections, embedding) if config.tied else projections
 
 
 def sharing_inputs(config: LlamaConfig) -> tuple[tuple[Parameter, ...], ...]:

@@ -118,6 +118,7 @@ def test_decode_step_and_encode(records: Path) -> None:
     assert dense.beside == "2.00 TB/s if only bytes moved"
     assert "into pages" in paged.what
     assert paged.measured.endswith("NOT exact")
+    assert "in `window` 11, batch" in stepped.what
     assert stepped.measured == "1,000 tokens/s, 1.10x, with 0.724x the weight bytes"
     assert stepped.beside == "bf16: 833 by xla, 909 by mosaic_gpu; 2,000 if only bytes moved"
     assert encoded.measured == "23.5 GB/s of input"

@@ -85,6 +85,7 @@ def test_compress_has_every_codec_and_its_options(tmp_path: Path) -> None:
     )
     assert "encodes tensors" in done.stdout
     assert re.search(r"mlp\.up  ", done.stdout)
+    assert "embedding (codec window)" in done.stdout
     model = codecjax.load(tmp_path / "checkpoint")
     assert (model.codec, model.options) == ("rans", {"probability_bits": 10})
     weight = np.asarray(weights["model.layers.0.mlp.up_proj.weight"]).view(np.uint16)

@@ -60,7 +60,7 @@ def make_model(kind):
         return model
     weights = {}
     for parameter, weight in walk(WIDE, model.parameters):
-        plain = codecjax.decode(weight) if parameter.projection else weight
+        plain = codecjax.decode(weight) if isinstance(weight, TiledMatrix) else weight
         weights[parameter.huggingface] = np.array(plain)
     noise = np.random.default_rng(0).integers(0, 2**16, (64, 128), np.uint16)
     weights["model.layers.0.mlp.up_proj.weight"][64:] = noise.view(ml_dtypes.bfloat16)
@@ -137,6 +137,15 @@ def test_a_model_survives_saving_and_reading(kind, tmp_path):
     assert os.listdir(tmp_path) == ["checkpoint"]
 
 
+@pytest.mark.parametrize("codec", ["window", "int8_rans"])
+def test_a_tied_model_survives(codec, tmp_path):
+    model = random_model(dataclasses.replace(WIDE, tied=True), 0, codec, TILE, {})
+    save(model, tmp_path / "checkpoint")
+    read = read_checkpoint(tmp_path / "checkpoint")
+    assert_same(read, model)
+    assert read.matrices["embedding"] is read.parameters["embedding"]
+
+
 def test_the_report_of_a_cast_survives(tmp_path):
     weights = {
         each.huggingface: np.random.default_rng(0).normal(size=each.shape).astype(np.float32)
@@ -199,6 +208,16 @@ def test_a_flipped_bit_of_coded_symbols_is_found(array, place, tile, tmp_path):
         read_checkpoint(tmp_path / "checkpoint")
 
 
+@pytest.mark.parametrize("array", ["words", "escapes", "lane_escapes", "base"])
+def test_a_flipped_bit_of_the_embedding_is_found(copied, array):
+    def flip(arrays):
+        arrays["embedding"][array].reshape(-1)[-1] ^= 1
+
+    rewrite_arrays(copied, flip)
+    with pytest.raises(UserError, match=r"tile 1 of embedding in .*checksum"):
+        read_checkpoint(copied)
+
+
 @pytest.mark.parametrize("slot", [0, 2**30])
 def test_a_slot_that_points_elsewhere_is_found(slot, tmp_path):
     save(make_model("verbatim"), tmp_path / "checkpoint")
@@ -223,8 +242,8 @@ def test_a_flipped_bit_in_a_dense_tile_is_found(tmp_path):
         read_checkpoint(tmp_path / "checkpoint")
 
 
-@pytest.mark.parametrize("name", ["embedding", "layers.0.attention.norm", "final_norm"])
-def test_a_flipped_bit_outside_of_the_projections_is_found(copied, name):
+@pytest.mark.parametrize("name", ["layers.0.attention.norm", "final_norm"])
+def test_a_flipped_bit_of_a_norm_is_found(copied, name):
     def flip(arrays):
         arrays[name]["array"].view(np.uint16)[..., 5] ^= 0x8000
 
@@ -303,9 +322,13 @@ def test_a_truncated_data_file_names_a_weight(copied):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda manifest: manifest.update(version=2), "format version 2.*version 1"),
+        (lambda manifest: manifest.update(version=1), "format version 1.*version 2: make"),
         (lambda manifest: manifest.update(format="zip"), "not of a codecjax checkpoint"),
         (lambda manifest: manifest["codec"].update(version=7), "version 7 of codec 'window'"),
+        (
+            lambda manifest: manifest["embedding_codec"].update(version=2),
+            "version 2 of codec 'window'",
+        ),
         (lambda manifest: manifest["codec"].update(name="zip"), "unknown codec 'zip'"),
         (lambda manifest: manifest["codec"].update(options={"width": 9}), "width 9"),
         (lambda manifest: manifest["config"].update(intermediate_size=120), r"gate .*\[120, 128\]"),
@@ -317,10 +340,10 @@ def test_a_truncated_data_file_names_a_weight(copied):
             r"base of head .*uint8\[2, 64\].*uint8\[2, 65\]",
         ),
         (
-            lambda manifest: manifest["weights"]["embedding"]["arrays"]["array"].__setitem__(
+            lambda manifest: manifest["weights"]["final_norm"]["arrays"]["array"].__setitem__(
                 0, "uint16"
             ),
-            r"array of embedding .*bfloat16.*uint16",
+            r"array of final_norm .*bfloat16.*uint16",
         ),
     ],
 )

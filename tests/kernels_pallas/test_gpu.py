@@ -11,6 +11,7 @@ import pytest
 
 import kernels_pallas
 from codecjax.codecs import encode, pooled
+from codecjax.codecs.window_rows import ready_for_rows
 from codecjax.io.checksums import tile_checksums
 from codecjax.tiles import DECODE, Residency, fill_entry, units_per_tile
 from kernels_pallas import predicted_tiles
@@ -40,6 +41,15 @@ def _gpu() -> None:
 
 # One number of rows of x for each of the kernels that multiply.
 rows = pytest.mark.parametrize("n", [3, 9], ids=["few rows", "more rows"])
+
+
+@pytest.mark.parametrize("width", [8, 11, 16])
+@pytest.mark.parametrize("n", [1, 3000])
+def test_rows_looked_up(n: int, width: int) -> None:
+    w = gaussian_weight(1000, 2048, seed=1).at[:300, :256].set(2.0**-100)
+    t = ready_for_rows(encode(w, width=width))
+    rows = jnp.asarray(np.random.default_rng(0).integers(0, 1000, n), jnp.int32)
+    chex.assert_trees_all_equal(bits(kernels_pallas.lookup(t, rows)), bits(w[rows]))
 
 
 @pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec.name)

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,10 @@ import codecjax
 from codecjax.codecs import own_arrays
 from codecjax.codecs.cast import CastReport
 from codecjax.errors import UserError
-from codecjax.models.config import LlamaConfig
+from codecjax.models.config import LlamaConfig, tinyllama
 from codecjax.models.model import cache_objects, encode_weights, random_model
 from codecjax.models.parameters import parameters, walk
-from codecjax.tiles import TiledMatrix
+from codecjax.tiles import DEFAULT_TILE, TiledMatrix
 
 CONFIG = LlamaConfig(
     vocab_size=128,
@@ -157,7 +158,50 @@ def test_bad_weights_and_options_are_named(change, arguments, named):
         encode_weights(CONFIG, weights, **arguments)
 
 
-def test_tied_models_have_no_head():
-    model = random_model(dataclasses.replace(CONFIG, tied=True), 3, "window", TILE, {})
-    assert "head" not in model.matrices
+@pytest.mark.parametrize("codec", ["bf16", "window", "rans"])
+def test_a_tied_model_multiplies_by_its_embedding_last(codec):
+    model = random_model(dataclasses.replace(CONFIG, tied=True), 3, codec, TILE, {})
     assert "head" not in model.parameters
+    assert list(model.matrices)[-2:] == ["layers.1.mlp.down", "embedding"]
+    embedding = model.parameters["embedding"]
+    assert model.matrices["embedding"] is embedding
+    assert embedding.codec == ("bf16" if codec == "bf16" else "window")
+    assert model.first_tiles["embedding"] == model.tile_count - embedding.tiles
+    last = cache_objects(model)[-1]
+    assert last.name == "embedding"
+    assert len(last.tiles) == (0 if codec == "bf16" else embedding.tiles)
+
+
+@pytest.mark.parametrize(
+    ("codec", "options", "stored"),
+    [
+        ("bf16", {}, ("bf16", {})),
+        ("window", {"width": 16}, ("window", {"width": 16})),
+        ("int8_rans", {}, ("window", {"width": 8})),
+    ],
+)
+def test_the_embedding_is_lossless_and_no_part_of_the_cache(codec, options, stored):
+    model = random_model(CONFIG, 3, codec, TILE, options)
+    embedding = model.parameters["embedding"]
+    assert (embedding.codec, embedding.options_dict) == stored
+    assert "embedding" not in model.matrices
+    # Every weight is made from a key of its own, whatever the others are.
+    plain = random_model(CONFIG, 3, "bf16", TILE, {}).parameters["embedding"].arrays["dense"]
+    np.testing.assert_array_equal(
+        np.asarray(codecjax.decode(embedding)).view(np.uint16), np.asarray(plain).view(np.uint16)
+    )
+
+
+def test_device_memory_at_the_shapes_of_tinyllama():
+    """Of one layer and a part of the vocabulary, with the layers and rows that are left out."""
+    full = tinyllama()
+    part = dataclasses.replace(full, layers=1, vocab_size=2048)
+    model = random_model(part, 0, "window", DEFAULT_TILE, {"width": 8})
+    by_rows = [model.parameters[name].nbytes for name in ("embedding", "head")]
+    layer = sum(t.nbytes for name, t in model.matrices.items() if name != "head")
+    stored = full.layers * layer + sum(by_rows) * full.vocab_size / part.vocab_size
+    counted = stored / sum(2 * math.prod(each.shape) for each in parameters(full))
+    assert 0.70 < counted < 0.72
+    # All that the model holds was counted but its norms.
+    norms = 2 * (2 * part.layers + 1) * part.hidden_size
+    assert layer + sum(by_rows) + norms == model.nbytes
