@@ -13,7 +13,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 # What a program has of keys at once, in elements, and of positions in all before another pays.
-_BLOCK, _MOST_POSITIONS = 2**15, 1024
+_BLOCK, _MOST_POSITIONS = 2**16, 1024
+_MOST_BLOCK = 512
 _WARPS = 8
 
 
@@ -31,7 +32,7 @@ def attend(
     queries = heads.shape[0] - 2 * kv_heads
     half = head_dim // 2
     parts = pl.cdiv(capacity, _MOST_POSITIONS)
-    block = _BLOCK // head_dim
+    block = min(_BLOCK // head_dim, _MOST_BLOCK)
     blocks_a_part = pl.cdiv(pl.cdiv(capacity, parts), block)
     dtype = cache[0].dtype
 

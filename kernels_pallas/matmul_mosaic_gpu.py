@@ -91,7 +91,7 @@ def candidates(units_down: int, units_across: int, batch: int) -> list[Config]:
         ]
     return [
         MatmulConfig(splits, stages, down)
-        for splits in _fitting(units_across)[-3:]
+        for splits in _fitting(units_across)[: 3 if batch > _SHARED_ROWS else None][-3:]
         for stages in (2, 3)
         for down in (DOWN if batch >= _SHARED_ROWS else DOWN[:1])
         if stages <= units_across // splits and down <= units_down

@@ -20,7 +20,6 @@ class TiledLinear(nnx.Module):
       first_tile: number of the first weight's first tile among the model's TILES; the tiles of
         the others follow.
       implementation: of `kernels_pallas.matmul_all`.
-      following: TiledMatrices that are multiplied after these.
     """
 
     def __init__(
@@ -28,15 +27,23 @@ class TiledLinear(nnx.Module):
         weights: Sequence[TiledMatrix | jax.Array],
         first_tile: int,
         implementation: str | None,
-        following: Sequence[TiledMatrix] = (),
     ) -> None:
         self.weights = nnx.List(nnx.Param(weight) for weight in weights)
         self.first_tile = first_tile
         self.implementation = implementation
-        self.following = nnx.List(nnx.Param(weight) for weight in following)
+
+    @property
+    def tiled(self) -> tuple[TiledMatrix, ...]:
+        """Those of the weights that are tiled."""
+        weights = [weight.get_value() for weight in self.weights]
+        return tuple(weight for weight in weights if isinstance(weight, TiledMatrix))
 
     def __call__(
-        self, x: Input, residency: Residency | None, added: jax.Array | None = None
+        self,
+        x: Input,
+        residency: Residency | None,
+        added: jax.Array | None = None,
+        following: Sequence[TiledMatrix] = (),
     ) -> tuple[tuple[jax.Array, ...], Residency | None]:
         """float32[N, OUT] of x[N, K] for each weight, and the residency afterwards.
 
@@ -44,6 +51,7 @@ class TiledLinear(nnx.Module):
           x: of the activations' dtype, or what it is made of.
           residency: of the weights' tiles.
           added: float32[N, OUT] that is added to the product, of which there is one then.
+          following: matrices that are multiplied next.
         """
         weights = [weight.get_value() for weight in self.weights]
         if isinstance(weights[0], TiledMatrix):
@@ -53,7 +61,7 @@ class TiledLinear(nnx.Module):
                 residency,
                 self.first_tile,
                 added=added,
-                following=[weight.get_value() for weight in self.following],
+                following=following,
                 implementation=self.implementation,
             )
         multiplied = value_of(x)

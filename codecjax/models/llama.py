@@ -37,9 +37,8 @@ class LayerCache:
 
 
 Cache = tuple[LayerCache, ...]
-
-# Products that are told to one as the next.
-_AHEAD = 2
+# What is multiplied next.
+Following = tuple[TiledMatrix, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,12 +130,14 @@ class Attention(nnx.Module):
         where: _Where,
         cache: LayerCache | None,
         residency: Residency | None,
+        following: Following,
     ) -> tuple[jax.Array, LayerCache | None, Residency | None]:
         """`stream` float32[B * S, D] with attention to x added; cache and residency after it."""
-        (queries, keys, values), residency = self.inputs(x, residency)
+        next_ones = (*self.output.tiled, *following)
+        (queries, keys, values), residency = self.inputs(x, residency, following=next_ones)
         if cache is not None and queries.shape[0] == 1 and self._in_a_kernel:
             mixed, cache = self._attend_in_kernel(queries, keys, values, where, cache)
-            (y,), residency = self.output(mixed, residency, stream)
+            (y,), residency = self.output(mixed, residency, stream, following)
             return y, cache, residency
         queries = _rotate(self._by_head(queries, batch, self.heads), where.rotation)
         keys = _rotate(self._by_head(keys, batch, self.kv_heads), where.rotation)
@@ -154,7 +155,7 @@ class Attention(nnx.Module):
             if queries.shape[2] == 1:
                 keys, values = cache.keys, cache.values
         mixed = self._attend(queries, keys, values, where.start)
-        (y,), residency = self.output(mixed.astype(self.activations), residency, stream)
+        (y,), residency = self.output(mixed.astype(self.activations), residency, stream, following)
         return y, cache, residency
 
     @property
@@ -216,11 +217,13 @@ class MLP(nnx.Module):
         self.activations = activations
 
     def __call__(
-        self, x: Normed, stream: jax.Array, residency: Residency | None
+        self, x: Normed, stream: jax.Array, residency: Residency | None, following: Following
     ) -> tuple[jax.Array, Residency | None]:
         """`stream` float32[N, D] with that of x added, and the residency after it."""
-        (gate, up), residency = self.inputs(x, residency)
-        (y,), residency = self.down(Gated(gate, up, self.activations), residency, stream)
+        next_ones = (*self.down.tiled, *following)
+        (gate, up), residency = self.inputs(x, residency, following=next_ones)
+        gated = Gated(gate, up, self.activations)
+        (y,), residency = self.down(gated, residency, stream, following)
         return y, residency
 
 
@@ -246,12 +249,16 @@ class Layer(nnx.Module):
         where: _Where,
         cache: LayerCache | None,
         residency: Residency | None,
+        following: Following,
     ) -> tuple[jax.Array, LayerCache | None, Residency | None]:
-        """The residual stream float32[B * S, D], cache and residency after the layer."""
+        """The residual stream float32[B * S, D], cache and residency after the layer.
+
+        `following` are the matrices after it.
+        """
         x, cache, residency = self.attention(
-            self.attention_norm(x), x, batch, where, cache, residency
+            self.attention_norm(x), x, batch, where, cache, residency, self.mlp.inputs.tiled
         )
-        x, residency = self.mlp(self.mlp_norm(x), x, residency)
+        x, residency = self.mlp(self.mlp_norm(x), x, residency, following)
         return x, cache, residency
 
 
@@ -278,16 +285,9 @@ class Llama(nnx.Module):
         """
         projections: dict[tuple[str, ...], TiledLinear] = {}
         first_tile = 0
-        groups = sharing_inputs(config)
-        for number, group in enumerate(groups):
+        for group in sharing_inputs(config):
             weights = [at(parameters, parameter) for parameter in group]
-            following = [
-                weight
-                for other in groups[number + 1 : number + 1 + _AHEAD]
-                for weight in (at(parameters, parameter) for parameter in other)
-                if isinstance(weight, TiledMatrix)
-            ]
-            projections[group[0].path] = linear(weights, first_tile, implementation, following)
+            projections[group[0].path] = linear(weights, first_tile, implementation)
             first_tile += sum(t.tiles for t in weights if isinstance(t, TiledMatrix))
         names = [f"layers_{index}" for index in range(config.layers)]
         self.config = config
@@ -333,7 +333,10 @@ class Llama(nnx.Module):
         after: list[LayerCache] = []
         for index, layer in enumerate(self.layers):
             before = None if cache is None else cache[index]
-            x, layer_cache, residency = layer(x, batch, where, before, residency)
+            following: Following = () if self.head is None else self.head.tiled
+            if index + 1 < len(self.layers):
+                following = self.layers[index + 1].attention.inputs.tiled
+            x, layer_cache, residency = layer(x, batch, where, before, residency, following)
             if layer_cache is not None:
                 after.append(layer_cache)
         return x.reshape(batch, count, -1), None if cache is None else tuple(after), residency
