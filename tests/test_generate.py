@@ -230,9 +230,9 @@ def test_parameters_are_handed_over_as_few_arrays(model):
     again = on_arrays(lambda parameters: parameters)(arrays, structure=structure)
     assert jax.tree.structure(again) == jax.tree.structure(model.parameters)
     chex.assert_trees_all_equal(again, model.parameters)
-    # All norms; for the embedding, every layer and the head: words, escapes and bases; and for
+    # Every norm; for the embedding, every layer and the head: words, escapes and bases; and for
     # the embedding, of which rows are looked up, the escapes of each lane.
-    assert len(arrays) == 2 + 3 * (CONFIG.layers + 2)
+    assert len(arrays) == 2 * CONFIG.layers + 1 + 1 + 3 * (CONFIG.layers + 2)
     first = again["layers_0"]
     assert first["query"].arrays["words"] is first["key"].arrays["words"]
 

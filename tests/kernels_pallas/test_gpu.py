@@ -14,9 +14,11 @@ from codecjax.codecs import encode, pooled
 from codecjax.codecs.window_rows import ready_for_rows
 from codecjax.io.checksums import tile_checksums
 from codecjax.tiles import DECODE, Residency, fill_entry, units_per_tile
-from kernels_pallas import predicted_tiles
+from kernels_pallas import matmul_mosaic_gpu, predicted_tiles
 from kernels_pallas.arg_specs import ALL, BY_NAME, MatrixSpec, activations, gaussian_weight
 from kernels_pallas.implementations import MOSAIC_GPU, XLA
+from kernels_pallas.inputs import Gated, Made, Normed
+from kernels_pallas.matmul_mosaic_gpu import MatmulConfig
 from tests.kernels_pallas.cases import (
     CASES,
     FILLS,
@@ -30,6 +32,9 @@ from tests.kernels_pallas.cases import (
     residency,
     tile_of,
 )
+from tests.kernels_pallas.test_attention import CASES as ATTENTION
+from tests.kernels_pallas.test_attention import arguments as attention_arguments
+from tests.kernels_pallas.test_inputs import expected, made
 
 pytestmark = pytest.mark.gpu
 
@@ -116,6 +121,56 @@ def test_batches(n: int) -> None:
     y, _ = kernels_pallas.matmul(x, case.tiled(), implementation=MOSAIC_GPU)
     exact = np.asarray(x, np.float64) @ np.asarray(case.weight(), np.float64).T
     assert np.linalg.norm(np.asarray(y) - exact) < 1e-5 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("codec", ["window", "bf16"])
+@pytest.mark.parametrize("n", [100, 256])
+def test_rows_of_units_that_share_x(codec: str, n: int) -> None:
+    """Five rows of units, of which a CTA has two."""
+    w, x = gaussian_weight(300, 1000, seed=1), activations(n, 1000, seed=2)
+    t = encode(w, codec=codec)
+    exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
+    for config in (MatmulConfig(1, 2, 2), MatmulConfig(2, 2, 1), MatmulConfig(1, 1, 4)):
+        (y,), _ = matmul_mosaic_gpu.matmul(x, (t,), None, jnp.int32(0), config=config)
+        assert np.linalg.norm(np.asarray(y) - exact) < 1e-5 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("kind", [Normed, Gated])
+@pytest.mark.parametrize(("n", "k"), [(1, 2048), (3, 700), (8, 512)])
+def test_x_that_the_kernel_makes(kind: type[Made], n: int, k: int) -> None:
+    w, x = gaussian_weight(200, k, seed=4), made(kind, n, k)
+    added = activations(n, 200, seed=5).astype(jnp.float32)
+    t, dense = encode(w), encode(w, codec="bf16")
+    (y,), (same,) = (
+        kernels_pallas.matmul_all(
+            x, (each,), added=added, following=(t, dense), implementation=MOSAIC_GPU
+        )[0]
+        for each in (t, dense)
+    )
+    chex.assert_trees_all_equal(y, same)
+    product = expected(x) @ np.asarray(w, np.float64).T
+    error = np.asarray(y, np.float64) - np.asarray(added, np.float64) - product
+    assert np.linalg.norm(error) < 2**-8 * np.linalg.norm(product)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "capacity", "head_dim", "position"), ATTENTION)
+def test_attention(heads: int, kv_heads: int, capacity: int, head_dim: int, position: int) -> None:
+    given = attention_arguments(heads, kv_heads, capacity, head_dim, position)
+    mixed, after = jax.jit(kernels_pallas.attend)(*given)
+    expected_mixed, expected_after = kernels_pallas.attend(*given, interpret=True)
+    np.testing.assert_allclose(
+        np.asarray(mixed, np.float64), np.asarray(expected_mixed, np.float64), rtol=2**-7, atol=1e-5
+    )
+    # Rotation may be fused differently; what was in the cache before is as it was.
+    for new, wanted in zip(after, expected_after, strict=True):
+        np.testing.assert_allclose(
+            np.asarray(new[:, position], np.float64),
+            np.asarray(wanted[:, position], np.float64),
+            rtol=2**-7,
+            atol=1e-2,
+        )
+        rest = jnp.delete(new, position, axis=1), jnp.delete(wanted, position, axis=1)
+        chex.assert_trees_all_equal(*map(bits, rest))
 
 
 compressed = pytest.mark.parametrize(

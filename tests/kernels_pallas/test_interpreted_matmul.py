@@ -13,9 +13,11 @@ from codecjax.codecs import encode, pooled
 from codecjax.errors import UserError
 from codecjax.tiles import DECODE, Residency, fill_entry
 from kernels_pallas import matmul_mosaic_gpu
-from kernels_pallas.arg_specs import activations
+from kernels_pallas.arg_specs import activations, gaussian_weight
 from kernels_pallas.few_rows_mosaic_gpu import FewRowsConfig
+from kernels_pallas.lanes import Lanes
 from kernels_pallas.matmul_mosaic_gpu import MatmulConfig
+from kernels_pallas.unit_stream import UnitStream
 from tests.kernels_pallas.cases import (
     CASES,
     FILLS,
@@ -136,6 +138,36 @@ def test_matmul_multiplies_any_number_of_rows(n: int) -> None:
     exact = np.asarray(x, np.float64) @ np.asarray(case.weight(), np.float64).T
     assert y.shape == exact.shape
     assert np.linalg.norm(np.asarray(y) - exact) < 1e-6 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize(
+    ("codec", "out", "n", "config"),
+    [
+        ("window", 128, 65, MatmulConfig(splits=2, stages=2, down=2)),
+        ("window", 200, 40, MatmulConfig(splits=1, stages=2, down=2)),
+        ("bf16", 192, 200, MatmulConfig(splits=2, stages=1, down=4)),
+    ],
+    ids=["two rows", "a row too few", "three rows of four"],
+)
+def test_rows_of_units_that_share_x_give_the_sum(
+    codec: str, out: int, n: int, config: MatmulConfig
+) -> None:
+    w, x = gaussian_weight(out, 512, seed=1), activations(n, 512, seed=2)
+    (y,), _ = matmul_mosaic_gpu.matmul(
+        x, (encode(w, codec=codec),), None, NO_TILE, config=config, interpret=True
+    )
+    exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
+    assert np.linalg.norm(np.asarray(y) - exact) < 1e-6 * np.linalg.norm(exact)
+
+
+def test_buffers_fit_shared_memory_whatever_was_measured() -> None:
+    """With pages a CTA needs more, and then has fewer rows of units; the slices stay."""
+    t = encode(gaussian_weight(512, 512, seed=1))
+    config = MatmulConfig(splits=2, stages=2, down=2)
+    for held, down in ((None, 2), (residency(t, FILLS), 1)):
+        stream, _ = UnitStream.of((t,), held, config.stages, Lanes(interpret=False))
+        _, fitting = matmul_mosaic_gpu._that_fit(stream, config, 128)
+        assert (fitting.splits, fitting.down) == (2, down)
 
 
 @pytest.mark.parametrize("splits", [1, 3])

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from codecjax.codecs import pooled
+from codecjax.codecs import encode, pooled
 from kernels_pallas import decode_mosaic_gpu, matmul_mosaic_gpu
+from kernels_pallas.arg_specs import gaussian_weight
+from kernels_pallas.inputs import Gated, Input, Normed
 from tests.kernels_pallas.cases import CASES, FILLS, TOGETHER, Case, residency
 
 
@@ -31,6 +33,25 @@ def test_matmul(case: Case, n: int, paged: bool) -> None:
         jnp.int32(0),
     )
     assert "mosaic_gpu" in text
+
+
+@pytest.mark.parametrize("kind", ["normed", "gated"])
+@pytest.mark.parametrize("codec", ["window", "bf16"])
+def test_matmul_that_makes_x_adds_and_asks_ahead(codec: str, kind: str) -> None:
+    t = encode(gaussian_weight(300, 500, seed=1), codec=codec)
+    wide = jnp.zeros((2, 500))
+    x: Input = Gated(wide, wide, "bfloat16")
+    if kind == "normed":
+        x = Normed(wide, jnp.ones(500, jnp.bfloat16), 1e-5, "bfloat16")
+
+    def multiply(x: Input, added: jax.Array) -> jax.Array:
+        (y,), _ = matmul_mosaic_gpu.matmul(x, (t,), None, jnp.int32(0), added, (t,))
+        return y
+
+    text = lower(multiply, x, jnp.zeros((2, 300)))
+    assert text.count("custom_call @mosaic_gpu") == 1
+    # Nothing is left to XLA but padding and cutting.
+    assert not {"rsqrt", "logistic", "exponential", "stablehlo.add"} & set(text.split())
 
 
 @pytest.mark.parametrize(
