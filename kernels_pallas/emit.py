@@ -68,6 +68,9 @@ def shifted(bits: ir.Value, shift: int) -> ir.Value:
 _POPULATION = ptx("popc.b32 $0, $1;")
 # Registers of which one comparison finds the group that an escape is in.
 _GROUP = 4
+# Rounds that are made without asking whether there are any: the first, and of records longer than
+# this (of width 8) the first few. So they wait for one another while words are unpacked.
+_LONG_RECORD, _ROUNDS_AT_ONCE = 32, 3
 _PATCH_GROUP = (
     "{ .reg .pred p; setp.eq.u32 p, $12, %d; "
     "mov.b32 $0, $4; mov.b32 $1, $5; mov.b32 $2, $6; mov.b32 $3, $7; "
@@ -178,28 +181,24 @@ def emit_patch(
     word = ir.IntegerType.get_signless(32)
     last = arith.constant(word, 2 * (record - window_records.RECORD_HEADER) - 1)
     zero, one = arith.constant(word, 0), arith.constant(word, 1)
+    header = arith.constant(word, window_records.RECORD_HEADER)
     lower_lanes = arith.subi(arith.shli(one, lane), one)
-    starts = read(arith.constant(word, window_records.WARPS))
-    first = arith.shrui(starts, arith.shli(warp, arith.constant(word, 3)))
-    rounds = arith.constant(word, 2 * window_layout.REGISTERS)
-    state = [rounds, read(warp), field(first, 0, 0xFF), *values]
-    types = [word] * len(state)
-    loop = scf.WhileOp(types, state)
-    before = ir.Block.create_at_start(loop.before, types)
-    with ir.InsertionPoint(before):
-        rounds, bitmap = list(before.arguments)[:2]
-        there_are = arith.cmpi(arith.CmpIPredicate.ne, bitmap, zero)
-        going_on = arith.andi(there_are, arith.cmpi(arith.CmpIPredicate.ne, rounds, zero))
-        scf.condition(going_on, list(before.arguments))
-    after = ir.Block.create_at_start(loop.after, types)
-    with ir.InsertionPoint(after):
-        rounds, bitmap, first, *values = after.arguments
+
+    def look_up(bitmap: ir.Value, first: ir.Value) -> tuple[ir.Value, ...]:
+        """Of a lane's entry register and what that is xored with; then the next round's state."""
         mine = arith.trunci(ir.IntegerType.get_signless(1), arith.shrui(bitmap, lane))
         rank = _POPULATION(arith.andi(bitmap, lower_lanes))
         position = arith.select(mine, arith.minui(arith.addi(first, rank), last), zero)
-        header = arith.constant(word, window_records.RECORD_HEADER)
         both = read(arith.addi(header, shifted(position, 1)))
         entry = arith.shrui(both, arith.shli(field(position, 0, 1), arith.constant(word, 4)))
+        more = arith.select(mine, field(entry, 0, window_records.MORE), zero)
+        following = mgpu_utils.inline_ptx(
+            "{ .reg .pred p; setp.ne.u32 p, $1, 0; vote.sync.ballot.b32 $0, p, 0xffffffff; }",
+            more,
+            result_types=word,
+            has_side_effects=True,
+            convergent=True,
+        )
         register = field(entry, window_records.REGISTER_SHIFT, 31)
         parity = arith.cmpi(arith.CmpIPredicate.ne, field(register, 0, 1), zero)
         base = arith.select(parity, odd, even)
@@ -207,6 +206,9 @@ def emit_patch(
         mask = field(arith.xori(exponent, base), 0, 0x7F80)
         mask = arith.shli(mask, arith.shli(field(entry, 0, 1), arith.constant(word, 4)))
         mask = arith.select(mine, mask, zero)
+        return register, mask, following, arith.addi(first, _POPULATION(bitmap))
+
+    def patched(values: Sequence[ir.Value], register: ir.Value, mask: ir.Value) -> list[ir.Value]:
         masks = [
             arith.select(
                 arith.cmpi(
@@ -220,23 +222,38 @@ def emit_patch(
             for place in range(_GROUP)
         ]
         group = arith.divui(register, arith.constant(word, _GROUP))
-        patched: list[ir.Value] = []
+        result: list[ir.Value] = []
         for start in range(0, len(values), _GROUP):
-            patched += mgpu_utils.inline_ptx(
+            result += mgpu_utils.inline_ptx(
                 _PATCH_GROUP % (start // _GROUP),
                 *values[start : start + _GROUP],
                 *masks,
                 group,
                 result_types=[word] * _GROUP,
             )
-        more = arith.select(mine, field(entry, 0, window_records.MORE), zero)
-        following = mgpu_utils.inline_ptx(
-            "{ .reg .pred p; setp.ne.u32 p, $1, 0; vote.sync.ballot.b32 $0, p, 0xffffffff; }",
-            more,
-            result_types=word,
-            has_side_effects=True,
-            convergent=True,
-        )
-        following_first = arith.addi(first, _POPULATION(bitmap))
-        scf.yield_([arith.subi(rounds, one), following, following_first, *patched])
+        return result
+
+    starts = read(arith.constant(word, window_records.WARPS))
+    first = field(arith.shrui(starts, arith.shli(warp, arith.constant(word, 3))), 0, 0xFF)
+    bitmap, found = read(warp), []
+    for _ in range(_ROUNDS_AT_ONCE if record > _LONG_RECORD else 1):
+        register, mask, bitmap, first = look_up(bitmap, first)
+        found.append((register, mask))
+    for register, mask in found:
+        values = tuple(patched(values, register, mask))
+    rounds = arith.constant(word, 2 * window_layout.REGISTERS)
+    state = [rounds, bitmap, first, *values]
+    types = [word] * len(state)
+    loop = scf.WhileOp(types, state)
+    before = ir.Block.create_at_start(loop.before, types)
+    with ir.InsertionPoint(before):
+        rounds, bitmap = list(before.arguments)[:2]
+        there_are = arith.cmpi(arith.CmpIPredicate.ne, bitmap, zero)
+        going_on = arith.andi(there_are, arith.cmpi(arith.CmpIPredicate.ne, rounds, zero))
+        scf.condition(going_on, list(before.arguments))
+    after = ir.Block.create_at_start(loop.after, types)
+    with ir.InsertionPoint(after):
+        rounds, bitmap, first, *rest = after.arguments
+        register, mask, bitmap, first = look_up(bitmap, first)
+        scf.yield_([arith.subi(rounds, one), bitmap, first, *patched(rest, register, mask)])
     return list(loop.results)[3:]

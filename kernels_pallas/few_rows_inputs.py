@@ -1,7 +1,7 @@
-"""How the kernel for few rows gets at x: as it is in device memory, or made by every CTA itself.
+"""How the kernel for few rows gets at x: every CTA has it in shared memory, if it is not too long.
 
-What every CTA makes (see `inputs`) it makes while its first weights are on their way, and keeps in
-shared memory.
+There a CTA copies it, or makes it of what it is made of (see `inputs`), while its first weights are
+on their way.
 """
 
 import dataclasses
@@ -16,8 +16,10 @@ from kernels_pallas.emit import LANE_LAYOUT, LANES
 from kernels_pallas.inputs import Gated, Input, Made, Normed
 from kernels_pallas.warps import WARP_LANES, WARPS, Warps
 
-# Weights of x, all rows together, from which making it once for all CTAs takes less time.
+# Elements of x, all rows together, from which making it once for all CTAs takes less time, or
+# from which fewer CTAs fit a multiprocessor.
 _MOST = {Normed: 2**14, Gated: 2**13}
+_MOST_COPIED = 2**14
 # What a lane makes at once: two words.
 _QUAD = 4
 
@@ -39,6 +41,7 @@ class Rows:
       count: N.
       columns: K, and zeros to a multiple of a unit's.
       made: the class of x, or None where it is an array.
+      held: whether x is in shared memory.
       mean_of: K.
       eps: of a norm.
     """
@@ -48,6 +51,7 @@ class Rows:
     count: int
     columns: int
     made: type[Made] | None
+    held: bool
     mean_of: int
     eps: float
 
@@ -57,7 +61,8 @@ class Rows:
         columns = -(-k // UNIT_COLUMNS) * UNIT_COLUMNS
         made = type(x) if isinstance(x, Made) else None
         eps = x.eps if isinstance(x, Normed) else 0.0
-        return cls(warps, warpgroups, count, columns, made, k, eps)
+        held = made is not None or count * columns <= _MOST_COPIED
+        return cls(warps, warpgroups, count, columns, made, held, k, eps)
 
     def operands(self, x: Input) -> dict[str, jax.Array]:
         """The kernel's arrays by name."""
@@ -78,7 +83,7 @@ class Rows:
 
     def scratch(self) -> dict[str, Any]:
         """Shared memory and barriers."""
-        if self.made is None:
+        if not self.held:
             return {}
         # Words of two, in their order, whatever the shape.
         shape = (self.count, self._turns, self.warpgroups, _QUAD // 2 * LANES)
@@ -92,11 +97,11 @@ class Rows:
         return scratch
 
     def prepare(self, refs: dict[str, Any], mine: jax.Array) -> None:
-        """Makes x, to be called by all warpgroups; `mine` is the number of each.
+        """Puts x into shared memory, to be called by all warpgroups; `mine` is each one's number.
 
         What a norm divides a row by is not known yet then: see `factor`.
         """
-        if self.made is None:
+        if not self.held:
             return
         for row in range(self.count):
             total = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
@@ -132,33 +137,51 @@ class Rows:
         # Lanes beyond the end of a row make its last quad again, where nobody looks.
         last = jnp.uint32(self.columns // _QUAD - 1)
         quad = jnp.minimum(number, last)
+        squares = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
         if self.made is Normed:
-            index = jnp.uint32(row * self.columns) + quad * jnp.uint32(_QUAD)
-            found = self._floats(refs["x"], index)
-            scales = self.warps.load(refs["scale"], quad * jnp.uint32(_QUAD // 2), [0, 1])
-            both = [scale << 16 for scale in scales], [scale >> 16 << 16 for scale in scales]
-            spread = [both[place % 2][place // 2] for place in range(_QUAD)]
-            values = [
-                value * jax.lax.bitcast_convert_type(scale, jnp.float32)
-                for value, scale in zip(found, spread, strict=True)
-            ]
-            squares = jnp.where(number <= last, sum(value * value for value in found), 0.0)
+            words, squares = self._scaled(refs, row, quad)
+            squares = jnp.where(number <= last, squares, 0.0)
+        elif self.made is Gated:
+            words = self._gated(refs, row, quad)
         else:
-            index = jnp.uint32(2 * row * self.columns) + quad * jnp.uint32(_QUAD)
-            gates = self._floats(refs["x"], index)
-            ups = self._floats(refs["x"], index + jnp.uint32(self.columns))
-            values = [
-                gate / (jnp.float32(1) + jnp.exp(-gate)) * up
-                for gate, up in zip(gates, ups, strict=True)
-            ]
-            squares = jnp.zeros_like(values[0])
-        words = [self.warps.pair(*values[first : first + 2]) for first in (0, 2)]
+            index = jnp.uint32(row * self.columns // 2) + quad * jnp.uint32(_QUAD // 2)
+            words = self.warps.load(refs["x"], index, [0, 1])
         if self.warps.interpret:
             refs["rows"][row, turn, mine] = jnp.stack(words, axis=-1).reshape(-1)
         else:
             at = number * jnp.uint32(_QUAD // 2) + jnp.uint32(row * self._row_words)
             self.warps.store_shared(refs["rows"], at, words)
         return squares
+
+    def _scaled(
+        self, refs: dict[str, Any], row: int, quad: jax.Array
+    ) -> tuple[list[jax.Array], jax.Array]:
+        """Words of quads times the norm's scales, and the sums of the quads' squares."""
+        index = jnp.uint32(row * self.columns) + quad * jnp.uint32(_QUAD)
+        found = self._floats(refs["x"], index)
+        scales = self.warps.load(refs["scale"], quad * jnp.uint32(_QUAD // 2), [0, 1])
+        both = [scale << 16 for scale in scales], [scale >> 16 << 16 for scale in scales]
+        spread = [both[place % 2][place // 2] for place in range(_QUAD)]
+        values = [
+            value * jax.lax.bitcast_convert_type(scale, jnp.float32)
+            for value, scale in zip(found, spread, strict=True)
+        ]
+        return self._pairs(values), sum((value * value for value in found[1:]), found[0] * found[0])
+
+    def _gated(self, refs: dict[str, Any], row: int, quad: jax.Array) -> list[jax.Array]:
+        """Words of quads of silu(gate) * up."""
+        index = jnp.uint32(2 * row * self.columns) + quad * jnp.uint32(_QUAD)
+        gates = self._floats(refs["x"], index)
+        ups = self._floats(refs["x"], index + jnp.uint32(self.columns))
+        return self._pairs(
+            [
+                gate / (jnp.float32(1) + jnp.exp(-gate)) * up
+                for gate, up in zip(gates, ups, strict=True)
+            ]
+        )
+
+    def _pairs(self, values: list[jax.Array]) -> list[jax.Array]:
+        return [self.warps.pair(*values[first : first + 2]) for first in range(0, _QUAD, 2)]
 
     @property
     def _row_words(self) -> int:
@@ -168,10 +191,10 @@ class Rows:
     def factors(self, refs: dict[str, Any], unit: jax.Array) -> list[jax.Array]:
         """x of a unit column (uint32[128]), as `Warps.multiply_in_warp` wants it."""
         number = jnp.minimum(self.warps.lane() // 4, jnp.uint32(self.count - 1))
-        row_words = self.columns // 2 if self.made is None else self._row_words
+        row_words = self._row_words if self.held else self.columns // 2
         index = number * jnp.uint32(row_words) + self.warps.lane() % 4
         index += unit * jnp.uint32(UNIT_COLUMNS // 2)
         offsets = range(0, UNIT_COLUMNS // 2, 4)
-        if self.made is None:
+        if not self.held:
             return self.warps.load(refs["x"], index, offsets)
         return [self.warps.gather(refs["rows"], index + jnp.uint32(offset)) for offset in offsets]

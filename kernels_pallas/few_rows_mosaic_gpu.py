@@ -100,23 +100,33 @@ def multiply(
         def place_of(unit: jax.Array) -> StripePlace:
             return walk.place(jnp.minimum(unit, jnp.uint32(units - 1)))
 
-        def add(turn: Any, fetched: Words, sums: Words) -> Words:
+        def fetch(turn: Any) -> Words:
+            return walk.fetch(place_of(unit_of(turn)))
+
+        def add(turn: Any, fetched: Words, sums: Words, last: bool) -> tuple[Words, Words]:
+            """What is fetched for the turn after, and the sums with this one's."""
             unit = unit_of(turn)
             place, inside = place_of(unit), unit < jnp.uint32(units)
-            x_words = rows.factors(bound, place.unit)
+            following: Words = ()
+            if not last and not stream.buffered:
+                following = fetch(turn + 1)
+            # What is in shared memory need not be held while weights are decoded.
+            x_words = None if rows.held else rows.factors(bound, place.unit)
             registers = walk.registers(place, fetched)
             walk.record(place, inside)
+            if not last and stream.buffered:
+                # Held while others are decoded, these would take the registers of a fourth warp.
+                following = fetch(turn + 1)
+            x_words = x_words or rows.factors(bound, place.unit)
             added = warps.multiply_in_warp(sums, registers, x_words)
             if units % at_once:
                 added = [jnp.where(inside, new, old) for new, old in zip(added, sums, strict=True)]
-            return tuple(plgpu.layout_cast(total, LANE_LAYOUT) for total in added)
+            return following, tuple(plgpu.layout_cast(total, LANE_LAYOUT) for total in added)
 
         def turn_once(turn: jax.Array, carry: tuple[Words, Words]) -> tuple[Words, Words]:
-            fetched, sums = carry
-            following = walk.fetch(place_of(unit_of(turn + 1)))
-            return following, add(turn, fetched, sums)
+            return add(turn, *carry, last=False)
 
-        fetched = walk.fetch(place_of(unit_of(jnp.int32(0))))
+        fetched = fetch(jnp.int32(0))
         rows.prepare(bound, mine)
         walk = walk.prepare()
         zero = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
@@ -128,7 +138,7 @@ def multiply(
                 ref = bound[f"following.{stretch.array}"]
                 warps.prefetch(ref, row, stretch.start, stretch.size, stretch.share(ctas))
 
-        sums = add(jnp.int32(turns - 1), fetched, sums)
+        _, sums = add(jnp.int32(turns - 1), fetched, sums, last=True)
         words = [jax.lax.bitcast_convert_type(total, jnp.uint32) for total in sums]
         for number, word in enumerate(words):
             partial[mine, number] = word
