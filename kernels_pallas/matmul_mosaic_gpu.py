@@ -32,11 +32,15 @@ from kernels_pallas.unit_walk import UnitWalk
 from kernels_pallas.warps import WARPS
 
 MAX_ROWS = 256
+# Up to which launches that each decode take less time than decoding once before a product.
+_MOST_ROWS = 2 * MAX_ROWS
 ROW_STEPS = (16, 32, 64, 128, 256)
 SPLITS = (1, 2, 4, 8)
 DOWN = (1, 2, 4)
 # Of shared memory, what a CTA may have on Hopper less some for barriers and alignment.
 _MOST_SHARED = 223 * 2**10
+# Rows of units times rows of x of a CTA, whose sums leave enough registers for the rest.
+_MOST_SUMS = 512
 # Rows of x from which units that share it save more than they wait for one another.
 _SHARED_ROWS = 64
 
@@ -102,6 +106,22 @@ def _fitting(units_across: int) -> list[int]:
     return [splits for splits in SPLITS if splits == 1 or 2 * splits <= units_across]
 
 
+def multiplies(rows: int, matrices: Sequence[TiledMatrix], residency: Residency | None) -> bool:
+    """Whether `matmul` is the way to multiply so many rows of x.
+
+    With more than one launch's, tiles are decoded as often: not if they go into pages meanwhile,
+    and not where decoding is what takes time.
+    """
+    if rows <= MAX_ROWS:
+        return True
+    paged = residency is not None and residency.pages is not None
+    return (
+        rows <= _MOST_ROWS
+        and not paged
+        and all(t.is_dense or t.codec == "window" for t in matrices)
+    )
+
+
 def matmul(
     x: Input,
     matrices: Sequence[TiledMatrix],
@@ -113,12 +133,23 @@ def matmul(
     config: Config | None = None,
     interpret: bool = False,
 ) -> tuple[tuple[jax.Array, ...], Residency | None]:
-    """float32[N, OUT] = bf16 x[N, K] times each decoded matrix, N <= 256.
+    """float32[N, OUT] = bf16 x[N, K] times each decoded matrix, N as `multiplies` allows.
 
     The matrices' tiles follow one another in the page table. Every sum has the same order
     however its matrix is stored. What of an entropy-coded matrix is not resident is decoded to
     a dense matrix first. `added` and `following` are as in `kernels_pallas.matmul_all`.
     """
+    if x.shape[0] > MAX_ROWS:
+        options: dict[str, Any] = {"config": config, "interpret": interpret}
+        whole, parts = value_of(x), []
+        for first in range(0, whole.shape[0], MAX_ROWS):
+            rows = slice(first, first + MAX_ROWS)
+            more = None if added is None else added[rows]
+            y, residency = matmul(
+                whole[rows], matrices, residency, first_tile, more, following, **options
+            )
+            parts.append(y)
+        return tuple(jnp.concatenate(each) for each in zip(*parts, strict=True)), residency
     overlaid = any(t.codec in ENTROPY_CODED for t in matrices)
     if overlaid:
         matrices, residency = _decoded(matrices, residency, first_tile, interpret)
@@ -220,14 +251,15 @@ def _buffers(stream: UnitStream, splits: int, down: int, count: int) -> dict[str
 def _that_fit(
     stream: UnitStream, config: MatmulConfig, count: int
 ) -> tuple[UnitStream, MatmulConfig]:
-    """The same with as many rows of units a CTA, and then stages, as fit shared memory.
+    """The same with as many rows of units a CTA, and then stages, as fit a multiprocessor.
 
-    Pages take more than settings were measured with. The order of sums stays: it is that of
-    `splits`.
+    Pages take more shared memory than settings were measured with. The order of sums stays: it is
+    that of `splits`.
     """
     while config.down > 1 or stream.stages > 1:
         buffers = _buffers(stream, config.splits, config.down, count).values()
-        if sum(math.prod(each.shape) * each.dtype.itemsize for each in buffers) <= _MOST_SHARED:
+        shared = sum(math.prod(each.shape) * each.dtype.itemsize for each in buffers)
+        if shared <= _MOST_SHARED and config.down * _rows_of(count) <= _MOST_SUMS:
             break
         if config.down > 1:
             config = dataclasses.replace(config, down=config.down // 2)

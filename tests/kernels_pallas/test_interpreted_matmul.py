@@ -160,6 +160,32 @@ def test_rows_of_units_that_share_x_give_the_sum(
     assert np.linalg.norm(np.asarray(y) - exact) < 1e-6 * np.linalg.norm(exact)
 
 
+def test_many_rows_are_multiplied_part_by_part() -> None:
+    case = Case("small", (64, 128), tile=(64, 128))
+    t, x = encode(case.weight(), "bf16", case.tile), activations(300, 128, seed=3)
+    added = activations(300, 64, seed=4).astype(jnp.float32)
+    (y,), _ = matmul_mosaic_gpu.matmul(x, (t,), None, NO_TILE, added, interpret=True)
+    exact = np.asarray(x, np.float64) @ np.asarray(case.weight(), np.float64).T
+    error = np.asarray(y, np.float64) - np.asarray(added, np.float64) - exact
+    assert np.linalg.norm(error) < 1e-6 * np.linalg.norm(exact)
+
+
+def test_more_rows_than_a_launch_has_are_multiplied_where_that_decodes_nothing_dear() -> None:
+    window, coded = (
+        encode(gaussian_weight(512, 512, 1), codec=each) for each in ("window", "rans")
+    )
+    held = residency(window, FILLS)
+    without_pages = dataclasses.replace(held, pages=None)
+    assert matmul_mosaic_gpu.multiplies(256, [window, coded], held)
+    assert matmul_mosaic_gpu.multiplies(512, [window], without_pages)
+    for rows, matrices, resident in (
+        (513, [window], None),
+        (512, [window], held),
+        (512, [window, coded], None),
+    ):
+        assert not matmul_mosaic_gpu.multiplies(rows, matrices, resident)
+
+
 def test_buffers_fit_shared_memory_whatever_was_measured() -> None:
     """With pages a CTA needs more, and then has fewer rows of units; the slices stay."""
     t = encode(gaussian_weight(512, 512, seed=1))
