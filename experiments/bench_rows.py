@@ -58,7 +58,8 @@ class Row:
       suite: "decode", "matmul", "step" or "encode".
       op: within the suite.
       spec: name of the shape.
-      codec, width: how the weights are stored; width is None where the codec has none.
+      codec, width: how the weights are stored; width is None where the codec has none, and names
+        two where a model's matrices have them.
       shape: [OUT, K]; of a step those of the head, its largest matrix.
       batch: rows of x; None where nothing is multiplied.
       implementation: that ran.
@@ -85,7 +86,7 @@ class Row:
     op: str
     spec: str
     codec: str
-    width: int | None
+    width: int | str | None
     shape: tuple[int, int]
     batch: int | None
     implementation: str

@@ -8,7 +8,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from codecjax import steps
+from codecjax.codecs.window import BY_SHAPE
 from codecjax.generate import resolve_activations
 from codecjax.models.config import LlamaConfig, RopeScaling
 from codecjax.models.llama import Cache, empty_cache
@@ -61,6 +62,7 @@ _MOST_ERROR = 0.05
 _COMPRESSED: tuple[tuple[str, dict[str, int]], ...] = (
     ("window", {"width": WIDTH}),
     ("window", {"width": 8}),
+    ("window", {"width": BY_SHAPE}),
     ("rans", {}),
 )
 
@@ -160,7 +162,7 @@ def _rows(name: str, settings: Settings) -> list[Row]:
         for codec, options in _COMPRESSED:
             model = random_model(config, 0, codec, DEFAULT_TILE, options)
             compressed.append(Stepper(model, context, ours, compiler))
-            width = options.get("width")
+            width = _width(options)
             settings.say(f"{name}: {codec}{f' {width}' if width else ''} is traced")
     logits = {implementation: each.first_logits() for implementation, each in plain.items()}
     reference, same_kernels = logits[XLA], logits[ours]
@@ -179,6 +181,12 @@ def _rows(name: str, settings: Settings) -> list[Row]:
         exact = np.array_equal(found.view(np.uint32), same_kernels.view(np.uint32))
         rows.append(_row(name, stepper, settings, exact, error, baselines))
     return rows
+
+
+def _width(options: Mapping[str, Any]) -> int | str | None:
+    """Of a model's matrices."""
+    width: int | None = options.get("width")
+    return "8 and 11" if width == BY_SHAPE else width
 
 
 def _relative_error(found: np.ndarray, reference: np.ndarray) -> float:
@@ -204,7 +212,7 @@ def _row(
         op=SUITE,
         spec=name,
         codec=model.codec,
-        width=model.options.get("width"),
+        width=_width(model.options),
         shape=(config.vocab_size, config.hidden_size),
         batch=1,
         implementation=stepper.implementation,

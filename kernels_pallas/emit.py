@@ -71,7 +71,7 @@ _GROUP = 4
 # Rounds that are made without asking whether there are any: the first, and of records longer than
 # this (of width 8) the first few. So they wait for one another while words are unpacked.
 _LONG_RECORD = 32
-ROUNDS = [1, 3]
+_ROUNDS = {False: 1, True: 3}
 _PATCH_GROUP = (
     "{ .reg .pred p; setp.eq.u32 p, $12, %d; "
     "mov.b32 $0, $4; mov.b32 $1, $5; mov.b32 $2, $6; mov.b32 $3, $7; "
@@ -237,7 +237,7 @@ def emit_patch(
     starts = read(arith.constant(word, window_records.WARPS))
     first = field(arith.shrui(starts, arith.shli(warp, arith.constant(word, 3))), 0, 0xFF)
     bitmap, found = read(warp), []
-    for _ in range(ROUNDS[record > _LONG_RECORD]):
+    for _ in range(_ROUNDS[record > _LONG_RECORD]):
         register, mask, bitmap, first = look_up(bitmap, first)
         found.append((register, mask))
     for register, mask in found:

@@ -1,7 +1,7 @@
-"""How the kernel for few rows gets at x: every CTA has it in shared memory, if it is not too long.
+"""How the kernel for few rows gets at x: as it is in device memory, or from shared memory.
 
-There a CTA copies it, or makes it of what it is made of (see `inputs`), while its first weights are
-on their way.
+There a CTA makes it of what it is made of (see `inputs`) while its first weights are on their way;
+or copies it, where registers are scarce.
 """
 
 import dataclasses
@@ -56,12 +56,13 @@ class Rows:
     eps: float
 
     @classmethod
-    def of(cls, x: Input, warps: Warps, warpgroups: int) -> "Rows":
+    def of(cls, x: Input, warps: Warps, warpgroups: int, scarce: bool) -> "Rows":
+        """The rows of x; `scarce` tells that they had better not be held in registers."""
         count, k = x.shape
         columns = -(-k // UNIT_COLUMNS) * UNIT_COLUMNS
         made = type(x) if isinstance(x, Made) else None
         eps = x.eps if isinstance(x, Normed) else 0.0
-        held = made is not None or count * columns <= _MOST_COPIED
+        held = made is not None or (scarce and count * columns <= _MOST_COPIED)
         return cls(warps, warpgroups, count, columns, made, held, k, eps)
 
     def operands(self, x: Input) -> dict[str, jax.Array]:

@@ -75,7 +75,7 @@ def multiply(
     warpgroups = config.warpgroups
     warps = Warps(stream.lanes.interpret)
     interpret, count = warps.interpret, x.shape[0]
-    rows = Rows.of(x, warps, warpgroups)
+    rows = Rows.of(x, warps, warpgroups, stream.buffered)
     operands = stream.operands(sources, residency, first_tile)
     operands |= rows.operands(x)
     if added is not None:

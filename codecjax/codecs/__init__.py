@@ -45,6 +45,14 @@ def check_options(codec: str, options: Mapping[str, Option]) -> dict[str, Option
     return {**module.OPTIONS, **options}
 
 
+def options_for(
+    codec: str, shape: tuple[int, int], options: Mapping[str, Option]
+) -> dict[str, Option]:
+    """The options of a matrix of that shape in a model whose options are these."""
+    resolve = getattr(codec_module(codec), "options_for", None)
+    return dict(options) if resolve is None else resolve(shape, **options)
+
+
 def described(choices: Interval | Sequence[Option]) -> str:
     """What an option may be, in words."""
     if isinstance(choices, Interval):
@@ -174,10 +182,16 @@ def pooled(codec: str, matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ..
     """The same matrices, in arrays that they share where the codec can do that.
 
     Args:
-      codec: of all matrices, with equal tiles and options.
+      codec: of all matrices, with equal tiles; those with equal options share.
       matrices: each in arrays of its own.
     """
-    return tuple(codec_module(codec).pooled(matrices))
+    result = list(matrices)
+    for options in dict.fromkeys(t.options for t in matrices):
+        alike = [place for place, t in enumerate(matrices) if t.options == options]
+        shared = codec_module(codec).pooled([matrices[place] for place in alike])
+        for place, t in zip(alike, shared, strict=True):
+            result[place] = t
+    return tuple(result)
 
 
 __all__ = [
@@ -191,6 +205,7 @@ __all__ = [
     "encode",
     "encode_with_report",
     "is_lossy",
+    "options_for",
     "own_arrays",
     "plan",
     "plans",

@@ -43,8 +43,11 @@ from codecjax.codecs.window_units import (
 from codecjax.tiles import TiledMatrix
 
 VERSION = 3
+# The width that is 8, the fewest bits, for matrices of more rows than columns, and 11 for others:
+# with many rows, a product has enough warps to hide what the more escapes of 8 take.
+BY_SHAPE = 0
 OPTIONS = {"width": 11}
-CHOICES = {"width": tuple(window_layout.WORDS)}
+CHOICES = {"width": (*window_layout.WORDS, BY_SHAPE)}
 pooled = window_pool.pooled
 needs_decode = verbatim.needs_decode
 
@@ -79,9 +82,17 @@ def _pack(
     return words, flags, base, longest_lists(flags)
 
 
+def options_for(shape: tuple[int, int], width: int) -> dict[str, int]:
+    """The options of a matrix of that shape."""
+    if width == BY_SHAPE:
+        width = 8 if shape[0] > shape[1] else 11
+    return {"width": width}
+
+
 def encode(w: jax.Array, tile: tuple[int, int], width: int) -> TiledMatrix:
     """Encodes bf16[OUT, K]; every bit pattern survives."""
     shape = (w.shape[0], w.shape[1])
+    width = options_for(shape, width)["width"]
     options = (("width", width),)
     words, flags, base, longest_on_device = _pack(w, tile, width)
     longest = np.asarray(longest_on_device)
@@ -124,6 +135,7 @@ def decode_tile(t: TiledMatrix, index: jax.Array) -> jax.Array:
 
 
 __all__ = [
+    "BY_SHAPE",
     "CHOICES",
     "OPTIONS",
     "VERSION",
@@ -131,6 +143,7 @@ __all__ = [
     "decode_tile",
     "encode",
     "needs_decode",
+    "options_for",
     "patch",
     "pooled",
 ]

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from codecjax.codecs import check_options, codec_module, own_arrays
+from codecjax.codecs import check_options, codec_module, options_for, own_arrays
 from codecjax.codecs.cast import CastReport
 from codecjax.codecs.intervals import Option
 from codecjax.errors import UserError
@@ -116,13 +116,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Model:
             _verify_array(folder, parameter, arrays, entry)
             return jnp.asarray(arrays["array"])
         own = codec if parameter.projection else manifest["embedding_codec"]
+        shape = (parameter.shape[0], parameter.shape[1])
+        mine = options_for(own["name"], shape, own["options"])
         t = TiledMatrix(
-            arrays,
-            own["name"],
-            own["version"],
-            (parameter.shape[0], parameter.shape[1]),
-            tile,
-            tuple(sorted(own["options"].items())),
+            arrays, own["name"], own["version"], shape, tile, tuple(sorted(mine.items()))
         )
         _verify_tiles(folder, parameter, t, entry)
         placed = {name: jnp.asarray(array) for name, array in arrays.items()}
