@@ -20,9 +20,11 @@ from codecjax.codecs.window_pool import place_of, verbatim_tiles
 from codecjax.tiles import DECODE, UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix, units_per_tile
 from kernels_pallas.coded_units import CodedUnit, UnitDecoder
 from kernels_pallas.emit import LANE_LAYOUT
+from kernels_pallas.inputs import Input
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
 from kernels_pallas.rans_lanes import RansLanes, table_shape
 from kernels_pallas.row_major import load_unit, store_columns
+from kernels_pallas.unit_products import UnitProducts
 from kernels_pallas.warps import Warps
 
 # Groups on each multiprocessor, from which a second warpgroup a CTA does not pay; and from which
@@ -40,9 +42,12 @@ class EntropyConfig:
 
     Attributes:
       warpgroups: of a CTA, 1, 2 or 4; they share tables.
+      most_ctas: each does several groups one after another where there would be more; None for
+        one group a warpgroup.
     """
 
     warpgroups: int
+    most_ctas: int | None = None
 
 
 def choose_config(groups: int, table_bytes: int) -> EntropyConfig:
@@ -91,8 +96,9 @@ def run(
     mode: Mode,
     config: EntropyConfig | None,
     interpret: bool,
+    x: Input | None = None,
 ) -> tuple[jax.Array | None, Residency | None]:
-    """The dense matrix of whole tiles, bf16, if there is one, and the residency afterwards.
+    """The dense matrix of whole tiles, bf16, or products, if any, and the residency afterwards.
 
     Args:
       t: of an entropy-coded codec, not dense.
@@ -101,7 +107,10 @@ def run(
       mode: what becomes of tiles.
       config: how the work is cut; None for what is known to be fast.
       interpret: run in the Pallas interpreter.
+      x: at most 8 rows, [N, K], that units are multiplied by, see `unit_products`; there is no
+        dense matrix then, and the decoder puts whole units.
     """
+    assert x is None or not mode.dense
     warps, place = Warps(interpret), place_of(t)
     down, across = t.tile[0] // UNIT_ROWS, t.tile[1] // UNIT_COLUMNS
     units = rans.units_of_group(t.tile)
@@ -110,6 +119,7 @@ def run(
     entry_words = 1 if decoder.expand is None else 2
     config = config or choose_config(t.tiles * groups, 4 * entry_words * decoder.tables << bits)
     warpgroups = config.warpgroups
+    products = None if x is None else UnitProducts.of(x, warps, warpgroups, t.unit_grid)
     counted = residency is not None
     paged = residency is not None and residency.pages is not None
     has_pages = paged and (mode.resident or mode.pages)
@@ -126,24 +136,42 @@ def run(
             operands["entries"] = residency.page_table
         if has_pages:
             operands["pages"] = jax.new_ref(residency.pages)
+    out_type: Any = jax.ShapeDtypeStruct(padded, jnp.bfloat16) if mode.dense else ()
+    if products is not None and x is not None:
+        operands |= products.rows.operands(x)
+        out_type = jax.ShapeDtypeStruct(products.shape, jnp.float32)
     names = tuple(operands)
+    out_name = ("dense",) if mode.dense else () if products is None else ("products",)
     in_all = t.tiles * groups
+    ctas = min(-(-in_all // warpgroups), config.most_ctas or in_all)
+    turns = -(-in_all // (ctas * warpgroups))
 
-    def body(*refs: Any, table: Any, rings: Any, arrived: Any) -> None:
-        bound = dict(zip((*names, *(("dense",) if mode.dense else ())), refs, strict=True))
+    def body(*refs: Any, table: Any, rings: Any, arrived: Any, **scratch: Any) -> None:
+        bound = dict(zip((*names, *out_name), refs, strict=True)) | scratch
         mine = jax.lax.axis_index("warpgroup")
-        number = jax.lax.axis_index("cta") * warpgroups + mine
+        first = jax.lax.axis_index("cta") * warpgroups + mine
         lanes = RansLanes(
             warps, bits, decoder.tables, decoder.expand, table, rings.at[mine], bound["stream"]
         )
         lanes.fill_tables(bound["table"], decoder.first_table, mine, warpgroups)
+        if products is not None:
+            products.rows.prepare(bound, mine)
         plgpu.commit_smem()
         plgpu.barrier_arrive(arrived)
         plgpu.barrier_wait(arrived)
 
-        @pl.when(number < in_all)
-        def _() -> None:
-            group(bound, lanes, number // groups, jax.lax.rem(number, groups))
+        def take_turn(turn: jax.Array, carry: None) -> None:
+            del carry
+            number = turn * (ctas * warpgroups) + first
+
+            @pl.when(number < in_all)
+            def _() -> None:
+                group(bound, lanes, number // groups, jax.lax.rem(number, groups))
+
+        if turns == 1:
+            take_turn(jnp.int32(0), None)
+        else:
+            jax.lax.fori_loop(0, turns, take_turn, None)
 
     def group(bound: dict[str, Any], lanes: RansLanes, tile: jax.Array, part: jax.Array) -> None:
         """Does what is to be done with one group of a tile."""
@@ -192,10 +220,12 @@ def run(
     ) -> None:
         """Stores registers of a unit, from its column `first` on, wherever they should be."""
         row, column = in_tile(unit)
+        top = tile // t.grid[1] * t.tile[0] + row
+        left = jax.lax.rem(tile, t.grid[1]) * t.tile[1] + column
         if mode.dense:
-            top = tile // t.grid[1] * t.tile[0] + row
-            left = jax.lax.rem(tile, t.grid[1]) * t.tile[1] + column + first
-            store_columns(warps, bound["dense"], None, top, left, registers)
+            store_columns(warps, bound["dense"], None, top, left + first, registers)
+        if products is not None:
+            products.put(bound, top, left // UNIT_COLUMNS, registers)
         if paged and mode.pages:
 
             @pl.when(entry < DECODE)
@@ -251,12 +281,13 @@ def run(
 
     kernel = plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct(padded, jnp.bfloat16) if mode.dense else (),
-        grid=(-(-in_all // warpgroups),),
+        out_type=out_type,
+        grid=(ctas,),
         grid_names=("cta",),
         num_threads=warpgroups,
         thread_name="warpgroup",
-        scratch_types={
+        scratch_types=({} if products is None else products.rows.scratch())
+        | {
             "table": plgpu.SMEM(
                 table_shape(bits, decoder.tables, entry_words, warpgroups), jnp.uint32
             ),
@@ -267,8 +298,8 @@ def run(
         interpret=interpreter(interpret),
     )
     found = kernel(*operands.values())
-    w = found if mode.dense else None
+    made = found if out_name else None
     if residency is None:
-        return w, None
+        return made, None
     pages = jax.freeze(operands["pages"]) if has_pages else residency.pages
-    return w, Residency(pages, residency.page_table, jax.freeze(operands["decoded"]))
+    return made, Residency(pages, residency.page_table, jax.freeze(operands["decoded"]))

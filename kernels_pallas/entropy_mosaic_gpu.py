@@ -11,9 +11,12 @@ from kernels_pallas import predicted_tiles
 from kernels_pallas.coded_units import UnitDecoder
 from kernels_pallas.entropy_kernel import EntropyConfig, Mode, run
 from kernels_pallas.index_units import IndexUnits
+from kernels_pallas.inputs import Input
 from kernels_pallas.rans_units import RansUnits
 
 ENTROPY_CODED = ("ecsq", "int8_rans", "rans")
+# Of those, the ones whose units are multiplied where they are decoded, if x has few rows.
+FUSED = ("rans",)
 
 
 def decode(
@@ -59,6 +62,32 @@ def fill(
         return predicted_tiles.fill(t, residency, first_tile, config=config, interpret=interpret)
     mode = Mode(dense=False, resident=False, others=False, pages=True)
     return run(t, residency, first_tile, _decoder(t), mode, config, interpret)[1] or residency
+
+
+def multiply(
+    x: Input,
+    t: TiledMatrix,
+    residency: Residency | None,
+    first_tile: jax.Array,
+    *,
+    config: EntropyConfig | None = None,
+    interpret: bool = False,
+) -> tuple[jax.Array, Residency | None]:
+    """Products of units of `t`, as `unit_products.add_up` takes them; tiles as of `decode`.
+
+    Args:
+      x: bf16[N, K], N at most 8.
+      t: of a codec in FUSED, not dense.
+      residency, first_tile: as in `kernels_pallas.decode`.
+      config: how the work is cut; None for what is known to be fast.
+      interpret: run in the Pallas interpreter.
+    """
+    mode = Mode(dense=False, resident=True, others=True, pages=True)
+    products, residency = run(
+        t, residency, first_tile, _decoder(t), mode, config, interpret, x
+    )
+    assert products is not None
+    return products, residency
 
 
 def _decoder(t: TiledMatrix) -> UnitDecoder:

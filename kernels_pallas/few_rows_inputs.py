@@ -5,6 +5,7 @@ shared memory.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,7 +38,7 @@ class Rows:
       warps: operations on lanes.
       warpgroups: of a CTA.
       count: N.
-      columns: K, and zeros to a multiple of a unit's.
+      columns: K, and zeros to the end of the last unit.
       made: the class of x, or None where it is an array.
       mean_of: K.
       eps: of a norm.
@@ -52,9 +53,10 @@ class Rows:
     eps: float
 
     @classmethod
-    def of(cls, x: Input, warps: Warps, warpgroups: int) -> "Rows":
+    def of(cls, x: Input, warps: Warps, warpgroups: int, units: int) -> "Rows":
+        """For x that multiplies rows of so many units, of which the last may be zeros."""
         count, k = x.shape
-        columns = -(-k // UNIT_COLUMNS) * UNIT_COLUMNS
+        columns = units * UNIT_COLUMNS
         made = type(x) if isinstance(x, Made) else None
         eps = x.eps if isinstance(x, Normed) else 0.0
         return cls(warps, warpgroups, count, columns, made, k, eps)
@@ -91,14 +93,22 @@ class Rows:
             scratch["squares"] = plgpu.SMEM(squares, jnp.uint32)
         return scratch
 
-    def prepare(self, refs: dict[str, Any], mine: jax.Array) -> None:
-        """Makes x, to be called by all warpgroups; `mine` is the number of each.
+    def prepare(
+        self,
+        refs: dict[str, Any],
+        mine: jax.Array,
+        rows: Sequence[jax.Array | int] | None = None,
+    ) -> None:
+        """Makes x, to be called by all warpgroups. What a norm divides by comes later: `factor`.
 
-        What a norm divides a row by is not known yet then: see `factor`.
+        Args:
+          refs: the operands and the scratch.
+          mine: the warpgroup's number.
+          rows: that are made, int32 scalars; None for all.
         """
         if self.made is None:
             return
-        for row in range(self.count):
+        for row in range(self.count) if rows is None else rows:
             total = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
             for turn in range(self._turns):
                 total += self._make(refs, mine, row, turn)
@@ -125,7 +135,9 @@ class Rows:
         words = self.warps.load(ref, index, [0], vector=_QUAD)
         return [jax.lax.bitcast_convert_type(word, jnp.float32) for word in words]
 
-    def _make(self, refs: dict[str, Any], mine: jax.Array, row: int, turn: int) -> jax.Array:
+    def _make(
+        self, refs: dict[str, Any], mine: jax.Array, row: jax.Array | int, turn: int
+    ) -> jax.Array:
         """Makes each lane's quad of a row, stores it, and returns the sum of x's squares."""
         first = (turn * self.warpgroups + mine) * LANES
         number = plgpu.layout_cast(first.astype(jnp.uint32) + self.warps.index(), LANE_LAYOUT)
