@@ -83,9 +83,7 @@ def multiply(
       interpret: run in the Pallas interpreter.
     """
     mode = Mode(dense=False, resident=True, others=True, pages=True)
-    products, residency = run(
-        t, residency, first_tile, _decoder(t), mode, config, interpret, x
-    )
+    products, residency = run(t, residency, first_tile, _decoder(t), mode, config, interpret, x)
     assert products is not None
     return products, residency
 

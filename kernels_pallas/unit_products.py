@@ -41,7 +41,7 @@ class UnitProducts:
     def of(
         cls, x: Input, warps: Warps, warpgroups: int, unit_grid: tuple[int, int]
     ) -> "UnitProducts":
-        """For a matrix of so many units down and across, in a kernel of so many warpgroups a CTA."""
+        """For a matrix of so many units down and across; `warpgroups` are of a CTA."""
         down, across = unit_grid
         # The kernel that adds up has whole warpgroups of rows.
         height = -(-down * UNIT_ROWS // LANES) * LANES
@@ -153,7 +153,9 @@ def add_up(
                 factor = rows.factor(bound, jnp.uint32(0) * warps.index() + n.astype(jnp.uint32))
                 total *= factor
             if warps.interpret:
-                bound["out"][n, columns] = total if added is None else bound["added"][n, columns] + total
+                if added is not None:
+                    total = bound["added"][n, columns] + total
+                bound["out"][n, columns] = total
                 return
             index = n.astype(jnp.uint32) * jnp.uint32(height) + place
             if added is not None:
