@@ -20,6 +20,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from codecjax.errors import UserError
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
 from kernels_pallas import entropy_mosaic_gpu, few_rows_mosaic_gpu, tuning, unit_products
+from kernels_pallas.coded_stack import share_arrays
 from kernels_pallas.entropy_mosaic_gpu import ENTROPY_CODED, FUSED
 from kernels_pallas.few_rows_inputs import made_here
 from kernels_pallas.few_rows_mosaic_gpu import FewRowsConfig
@@ -137,24 +138,29 @@ def matmul(
             x = x.value()
     if any(t.codec in ENTROPY_CODED for t in matrices):
         matrices, residency = _decoded(matrices, fused, residency, first_tile, interpret)
-    together = [list(matrices)]
-    if any(_is_coded(t, fused) for t in matrices) or not UnitStream.fit_together(matrices):
-        together = [[t] for t in matrices]
     products: list[jax.Array] = []
-    for group in together:
+    for group in _together(matrices, fused):
         if isinstance(config, FewRowsConfig) and _is_coded(group[0], fused):
-            y, residency = _fused(x, group[0], residency, first_tile, added, config, interpret)
-            firsts = [0]
+            y, residency = _fused(x, group, residency, first_tile, added, config, interpret)
         else:
-            y, stream, residency = _product(
+            y, residency = _product(
                 x, group, residency, first_tile, added, following, config, interpret
             )
-            firsts = [part.first_row * UNIT_ROWS for part in stream.parts]
-        products += [
-            y[:, first : first + t.shape[0]] for t, first in zip(group, firsts, strict=True)
-        ]
+        row = 0
+        for t in group:
+            products.append(y[:, row : row + t.shape[0]])
+            row += t.unit_grid[0] * UNIT_ROWS
         first_tile += sum(t.tiles for t in group)
     return tuple(products), residency
+
+
+def _together(matrices: Sequence[TiledMatrix], fused: Sequence[str]) -> list[list[TiledMatrix]]:
+    """The matrices in their order, those together that one launch can have."""
+    if any(_is_coded(t, fused) for t in matrices):
+        as_one = all(_is_coded(t, fused) for t in matrices) and share_arrays(matrices)
+    else:
+        as_one = UnitStream.fit_together(matrices)
+    return [list(matrices)] if as_one else [[t] for t in matrices]
 
 
 def _is_coded(t: TiledMatrix, codecs: Sequence[str]) -> bool:
@@ -164,16 +170,16 @@ def _is_coded(t: TiledMatrix, codecs: Sequence[str]) -> bool:
 
 def _fused(
     x: Input,
-    t: TiledMatrix,
+    group: Sequence[TiledMatrix],
     residency: Residency | None,
     first_tile: jax.Array,
     added: jax.Array | None,
     config: FewRowsConfig,
     interpret: bool,
 ) -> tuple[jax.Array, Residency | None]:
-    """The product with a matrix of a codec in FUSED, and rows beyond its own."""
+    """The product with matrices of a codec in FUSED, one launch's, and the residency."""
     products, residency = entropy_mosaic_gpu.multiply(
-        x, t, residency, first_tile, interpret=interpret
+        x, group, residency, first_tile, interpret=interpret
     )
     if added is not None:
         added = jnp.pad(added, ((0, 0), (0, products.shape[-1] - added.shape[1])))
@@ -213,8 +219,8 @@ def _product(
     following: Sequence[TiledMatrix],
     config: Config,
     interpret: bool,
-) -> tuple[jax.Array, UnitStream, Residency | None]:
-    """The product with matrices that fit together, how it was streamed, and the residency."""
+) -> tuple[jax.Array, Residency | None]:
+    """The product with matrices that fit together, and the residency."""
     stages, overlaid = 1, group[0].codec in ENTROPY_CODED
     if isinstance(config, MatmulConfig):
         stages = min(config.stages, group[0].unit_grid[1] // config.splits)
@@ -228,11 +234,11 @@ def _product(
         y, residency = few_rows_mosaic_gpu.multiply(
             x, added, sources, residency, first_tile, stream, config, arrays, ahead
         )
-        return y, stream, residency
+        return y, residency
     y, residency = _multiply(
         value_of(x), sources, residency, first_tile, stream, config.splits, config.down
     )
-    return y if added is None else added + y, stream, residency
+    return y if added is None else added + y, residency
 
 
 def _rows_of(count: int) -> int:
