@@ -224,7 +224,9 @@ def _run(
 
             @pl.when(entry >= 0)
             def _copy_page() -> None:
-                copy_group("pages", entry, bound, here)
+                # A resident tile fills no page.
+                resident = dataclasses.replace(here, entry=jnp.int32(DECODE))
+                copy_group("pages", entry, bound, resident)
 
         if counted:
             first = bound["first"][0] + place.first_tile + tile
