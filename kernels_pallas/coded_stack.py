@@ -30,7 +30,6 @@ class CodedPlace:
 
     Attributes:
       cta: number of the CTA among the matrix's.
-      ctas: of the matrix.
       groups: of the matrix.
       first_row: of the matrix, among those of all matrices.
       first_tile: of the matrix, among those of all matrices.
@@ -39,7 +38,6 @@ class CodedPlace:
     """
 
     cta: Scalar
-    ctas: Scalar
     groups: Scalar
     first_row: Scalar
     first_tile: Scalar
@@ -75,29 +73,23 @@ class CodedStack:
     Attributes:
       places: of each matrix; `cta` is that of its first CTA.
       rows: of whole tiles of all matrices.
-      turns: groups that a warpgroup does one after another.
+      ctas: of all matrices.
     """
 
     places: tuple[CodedPlace, ...]
     rows: int
-    turns: int
+    ctas: int
 
     @classmethod
-    def of(
-        cls, matrices: Sequence[TiledMatrix], groups: int, warpgroups: int, most_ctas: int | None
-    ) -> "CodedStack":
+    def of(cls, matrices: Sequence[TiledMatrix], groups: int, warpgroups: int) -> "CodedStack":
         """For matrices of so many groups a tile, and CTAs of so many warpgroups."""
-        in_all = sum(t.tiles for t in matrices) * groups
-        turns = 1 if most_ctas is None else -(-in_all // (most_ctas * warpgroups))
         places: list[CodedPlace] = []
         cta = row = tile = 0
         for t in matrices:
-            ctas = -(-t.tiles * groups // (turns * warpgroups))
-            place = place_of(t)
+            place, ctas = place_of(t), -(-t.tiles * groups // warpgroups)
             places.append(
                 CodedPlace(
                     cta=cta,
-                    ctas=ctas,
                     groups=t.tiles * groups,
                     first_row=row,
                     first_tile=tile,
@@ -108,12 +100,7 @@ class CodedStack:
                 )
             )
             cta, row, tile = cta + ctas, row + t.grid[0] * t.tile[0], tile + t.tiles
-        return cls(tuple(places), row, turns)
-
-    @property
-    def ctas(self) -> int:
-        """Of all matrices."""
-        return sum(int(place.ctas) for place in self.places)
+        return cls(tuple(places), row, cta)
 
     def place(self, cta: jax.Array) -> CodedPlace:
         """Where the matrix of a CTA is, an int32 scalar."""

@@ -19,10 +19,9 @@ from codecjax.codecs import rans
 from codecjax.codecs.rans_coder import LANES, WARPS
 from codecjax.codecs.window_pool import place_of, verbatim_tiles
 from codecjax.tiles import DECODE, UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix, units_per_tile
-from kernels_pallas.coded_stack import CodedGroup, CodedStack
+from kernels_pallas.coded_stack import CodedGroup, CodedPlace, CodedStack
 from kernels_pallas.coded_units import CodedUnit, UnitDecoder
 from kernels_pallas.emit import LANE_LAYOUT
-from kernels_pallas.inputs import Input
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
 from kernels_pallas.rans_lanes import RansLanes, table_shape
 from kernels_pallas.row_major import load_unit, store_columns
@@ -44,12 +43,9 @@ class EntropyConfig:
 
     Attributes:
       warpgroups: of a CTA, 1, 2 or 4; they share tables.
-      most_ctas: each does several groups one after another where there would be more; None for
-        one group a warpgroup.
     """
 
     warpgroups: int
-    most_ctas: int | None = None
 
 
 def choose_config(groups: int, table_bytes: int) -> EntropyConfig:
@@ -97,7 +93,7 @@ def run(
     mode: Mode,
     config: EntropyConfig | None,
     interpret: bool,
-    x: Input | None = None,
+    x: jax.Array | None = None,
 ) -> tuple[jax.Array | None, Residency | None]:
     """The dense matrix of whole tiles, bf16, or products, if any, and the residency afterwards.
 
@@ -109,7 +105,7 @@ def run(
       mode: what becomes of tiles.
       config: how the work is cut; None for what is known to be fast.
       interpret: run in the Pallas interpreter.
-      x: at most 8 rows, [N, K], that units are multiplied by, see `unit_products`; there is no
+      x: bf16[N, K], at most 8 rows, that units are multiplied by, see `unit_products`; there is no
         dense matrix then, and the decoder puts whole units.
     """
     assert x is None or not mode.dense
@@ -129,7 +125,7 @@ def _run(
     mode: Mode,
     config: EntropyConfig | None,
     interpret: bool,
-    x: Input | None,
+    x: jax.Array | None,
 ) -> tuple[jax.Array | None, Residency | None]:
     warps, tile_shape, tiles_across = Warps(interpret), matrices[0].tile, matrices[0].grid[1]
     down, across = tile_shape[0] // UNIT_ROWS, tile_shape[1] // UNIT_COLUMNS
@@ -140,11 +136,11 @@ def _run(
     in_all = sum(t.tiles for t in matrices) * groups
     config = config or choose_config(in_all, 4 * entry_words * decoder.tables << bits)
     warpgroups = config.warpgroups
-    stack = CodedStack.of(matrices, groups, warpgroups, config.most_ctas)
+    stack = CodedStack.of(matrices, groups, warpgroups)
     products = None
     if x is not None:
         unit_grid = (stack.rows // UNIT_ROWS, tiles_across * across)
-        products = UnitProducts.of(x, warps, warpgroups, unit_grid)
+        products = UnitProducts.of(x, warps, unit_grid)
     counted = residency is not None
     paged = residency is not None and residency.pages is not None
     has_pages = paged and (mode.resident or mode.pages)
@@ -168,37 +164,38 @@ def _run(
     names = tuple(operands)
     out_name = ("dense",) if mode.dense else () if products is None else ("products",)
 
-    def body(*refs: Any, table: Any, rings: Any, arrived: Any, **scratch: Any) -> None:
-        bound = dict(zip((*names, *out_name), refs, strict=True)) | scratch
+    def body(*refs: Any, table: Any, rings: Any, arrived: Any) -> None:
+        bound = dict(zip((*names, *out_name), refs, strict=True))
         mine = jax.lax.axis_index("warpgroup")
         place = stack.place(jax.lax.axis_index("cta"))
         lanes = RansLanes(
             warps, bits, decoder.tables, decoder.expand, table, rings.at[mine], bound["stream"]
         )
-        lanes.fill_tables(bound["table"], place.table, mine, warpgroups)
-        if products is not None:
-            products.rows.prepare(bound, mine)
-        plgpu.commit_smem()
-        plgpu.barrier_arrive(arrived)
-        plgpu.barrier_wait(arrived)
 
-        def take_turn(turn: jax.Array, carry: None) -> None:
-            del carry
-            number = (turn * place.ctas + place.cta) * warpgroups + mine
+        def fill_tables() -> None:
+            lanes.fill_tables(bound["table"], place.table, mine, warpgroups)
+            plgpu.commit_smem()
+            plgpu.barrier_arrive(arrived)
+            plgpu.barrier_wait(arrived)
 
-            @pl.when(number < place.groups)
-            def _() -> None:
-                tile, part = number // groups, jax.lax.rem(number, groups)
-                group(bound, lanes, CodedGroup(place, tile, part, jnp.int32(0), jnp.int32(0)))
+        def find(warpgroup: jax.Array | int) -> CodedGroup:
+            return found_group(bound, place, place.cta * warpgroups + warpgroup)
 
-        if stack.turns == 1:
-            take_turn(jnp.int32(0), None)
+        if paged or verbatim or not mode.others:
+            needed = [is_decoded(find(each)) for each in range(warpgroups)]
+            pl.when(functools.reduce(jnp.logical_or, needed))(fill_tables)
         else:
-            jax.lax.fori_loop(0, stack.turns, take_turn, None)
+            fill_tables()
+        here = find(mine)
 
-    def group(bound: dict[str, Any], lanes: RansLanes, here: CodedGroup) -> None:
-        """Does what is to be done with one group of a tile."""
-        place, tile = here.place, here.tile
+        @pl.when(place.cta * warpgroups + mine < place.groups)
+        def _() -> None:
+            group(bound, lanes, here)
+
+    def found_group(bound: dict[str, Any], place: CodedPlace, number: jax.Array) -> CodedGroup:
+        """A group of the CTA's matrix; beyond the last one, that."""
+        number = jnp.minimum(number, place.groups - 1)
+        tile = number // groups
         entry, slot = jnp.int32(DECODE), tile + place.slot
         if paged:
             entry = bound["entries"][bound["first"][0] + place.first_tile + tile]
@@ -206,11 +203,17 @@ def _run(
             slot = bound["slot"][place.pool_tile + tile]
             # A damaged slot must not lead beyond the arrays.
             slot = jnp.clip(slot, -arrays["verbatim"].shape[0], arrays["states"].shape[0] - 1)
-        here = dataclasses.replace(here, entry=entry, slot=slot)
-        decoding = (entry < 0) & (slot >= 0)
-        wanted = decoding if mode.others else decoding & (entry < DECODE)
+        return CodedGroup(place, tile, jax.lax.rem(number, groups), entry, slot)
 
-        @pl.when(wanted)
+    def is_decoded(here: CodedGroup) -> jax.Array:
+        decoding = (here.entry < 0) & (here.slot >= 0)
+        return decoding if mode.others else decoding & (here.entry < DECODE)
+
+    def group(bound: dict[str, Any], lanes: RansLanes, here: CodedGroup) -> None:
+        """Does what is to be done with one group of a tile."""
+        entry, slot, decoding = here.entry, here.slot, is_decoded(here)
+
+        @pl.when(decoding)
         def _decode() -> None:
             decode_group(bound, lanes, here)
 
@@ -229,9 +232,9 @@ def _run(
                 copy_group("pages", entry, bound, resident)
 
         if counted:
-            first = bound["first"][0] + place.first_tile + tile
+            first = bound["first"][0] + here.place.first_tile + here.tile
             for unit in range(units):
-                bound["decoded"][first, here.part * units + unit] = jnp.where(wanted, 1, 0)
+                bound["decoded"][first, here.part * units + unit] = jnp.where(decoding, 1, 0)
 
     def in_tile(unit: jax.Array) -> tuple[jax.Array, jax.Array]:
         """First row and column of a unit in its tile."""
@@ -298,8 +301,7 @@ def _run(
         grid_names=("cta",),
         num_threads=warpgroups,
         thread_name="warpgroup",
-        scratch_types=({} if products is None else products.rows.scratch())
-        | {
+        scratch_types={
             "table": plgpu.SMEM(
                 table_shape(bits, decoder.tables, entry_words, warpgroups), jnp.uint32
             ),

@@ -13,7 +13,6 @@ from kernels_pallas import predicted_tiles
 from kernels_pallas.coded_units import UnitDecoder
 from kernels_pallas.entropy_kernel import EntropyConfig, Mode, run
 from kernels_pallas.index_units import IndexUnits
-from kernels_pallas.inputs import Input
 from kernels_pallas.rans_units import RansUnits
 
 ENTROPY_CODED = ("ecsq", "int8_rans", "rans")
@@ -67,7 +66,7 @@ def fill(
 
 
 def multiply(
-    x: Input,
+    x: jax.Array,
     matrices: Sequence[TiledMatrix],
     residency: Residency | None,
     first_tile: jax.Array,

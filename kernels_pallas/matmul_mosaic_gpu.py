@@ -178,8 +178,11 @@ def _fused(
     interpret: bool,
 ) -> tuple[jax.Array, Residency | None]:
     """The product with matrices of a codec in FUSED, one launch's, and the residency."""
+    rows = (
+        unit_products.made_rows(x, group[0].unit_grid[1], interpret) if isinstance(x, Made) else x
+    )
     products, residency = entropy_mosaic_gpu.multiply(
-        x, group, residency, first_tile, interpret=interpret
+        rows, group, residency, first_tile, interpret=interpret
     )
     if added is not None:
         added = jnp.pad(added, ((0, 0), (0, products.shape[-1] - added.shape[1])))

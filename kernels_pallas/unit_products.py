@@ -18,9 +18,12 @@ from codecjax.tiles import UNIT_ROWS
 from kernels_pallas.emit import LANE_LAYOUT, LANES
 from kernels_pallas.few_rows_inputs import Rows
 from kernels_pallas.few_rows_mosaic_gpu import FewRowsConfig
-from kernels_pallas.inputs import Input, Normed
+from kernels_pallas.inputs import Input, Made, Normed
 from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
 from kernels_pallas.warps import SUMS, WARPS, Warps
+
+# Warpgroups that make a row of x.
+_MAKERS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +41,13 @@ class UnitProducts:
     shape: tuple[int, int, int]
 
     @classmethod
-    def of(
-        cls, x: Input, warps: Warps, warpgroups: int, unit_grid: tuple[int, int]
-    ) -> "UnitProducts":
-        """For a matrix of so many units down and across; `warpgroups` are of a CTA."""
+    def of(cls, x: jax.Array, warps: Warps, unit_grid: tuple[int, int]) -> "UnitProducts":
+        """For a matrix of so many units down and across."""
         down, across = unit_grid
         # The kernel that adds up has whole warpgroups of rows.
         height = -(-down * UNIT_ROWS // LANES) * LANES
-        rows = Rows.of(x, warps, warpgroups, across)
+        # Nothing of an array depends on how many warpgroups a CTA has.
+        rows = Rows.of(x, warps, 1, across)
         return cls(warps, rows, (across, rows.count, height))
 
     def put(
@@ -81,6 +83,45 @@ class UnitProducts:
             inside = jnp.where(at < jnp.uint32(count), jnp.uint32(1), jnp.uint32(0))
             index = (unit.astype(jnp.uint32) * jnp.uint32(count) + at) * jnp.uint32(height) + first
             warps.store(refs["products"], index, (0, 8), words[parity::2], inside)
+
+
+@functools.partial(jax.jit, static_argnames=("units", "interpret"))
+def made_rows(x: Made, units: int, interpret: bool) -> jax.Array:
+    """bf16[N, units * 128]: what `few_rows_mosaic_gpu` multiplies, a norm's factor left out.
+
+    Where units are decoded there is no shared memory left to make it in.
+
+    Args:
+      x: [N, K], at most 8 rows.
+      units: of 128 columns; after K come zeros.
+    """
+    rows = Rows.of(x, Warps(interpret), _MAKERS, units)
+    operands = rows.operands(x)
+    made = rows.scratch()["rows"]
+
+    def body(*refs: Any, **scratch: Any) -> None:
+        bound = dict(zip((*operands, "out"), refs, strict=True)) | scratch
+        n, mine = jax.lax.axis_index("n"), jax.lax.axis_index("warpgroup")
+        rows.prepare(bound, mine, [n])
+
+        @pl.when(mine == 0)
+        def _() -> None:
+            plgpu.copy_smem_to_gmem(bound["rows"].at[n], bound["out"].at[n])
+            plgpu.wait_smem_to_gmem(0)
+
+    kernel = plgpu.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct(made.shape, jnp.uint32),
+        grid=(rows.count,),
+        grid_names=("n",),
+        num_threads=_MAKERS,
+        thread_name="warpgroup",
+        scratch_types=rows.scratch(),
+        compiler_params=LANE_SEMANTICS,
+        interpret=interpreter(interpret),
+    )
+    both = jax.lax.bitcast_convert_type(kernel(*operands.values()), jnp.bfloat16)
+    return both.reshape(rows.count, -1)[:, : rows.columns]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "interpret"))

@@ -32,14 +32,15 @@ def product_of_bf16(
     return matmul_mosaic_gpu.matmul(x, dense, None, NO_TILE, added, interpret=True)[0]
 
 
-def test_groups_taken_in_turns_give_the_product_with_what_a_norm_makes() -> None:
-    """Three groups for the two warpgroups of one CTA, of which one has none in the end."""
+def test_warpgroups_that_share_tables_give_the_product_with_what_a_norm_makes() -> None:
+    """Three groups for two CTAs of two warpgroups, of which the last has none."""
     case = dataclasses.replace(SMALL, shape=(64, 384))
     rows, scale, added = (jax.random.normal(jax.random.key(n), (2, 384)) for n in range(3))
     x = Normed(rows, scale[0].astype(jnp.bfloat16), 1e-5, "bfloat16")
-    config, few = EntropyConfig(2, most_ctas=1), FewRowsConfig(1)
+    config, few = EntropyConfig(2), FewRowsConfig(1)
+    made = unit_products.made_rows(x, 3, interpret=True)
     products, _ = entropy_mosaic_gpu.multiply(
-        x, (case.tiled(),), None, NO_TILE, config=config, interpret=True
+        made, (case.tiled(),), None, NO_TILE, config=config, interpret=True
     )
     added = jnp.pad(added[:, :64], ((0, 0), (0, 64)))
     y = unit_products.add_up(products, x, added, few, interpret=True)
