@@ -1,6 +1,7 @@
 """The kernel that decodes entropy-coded tiles: each warpgroup decodes one coded group.
 
-Lanes store by themselves what they have decoded, eight weights of a row at a time. Warpgroups of a
+Lanes store by themselves what they have decoded, eight weights of a row at a time, or multiply it
+by a few rows of x, see `unit_products`: that saves writing and reading all weights. Warpgroups of a
 CTA share the matrix's tables in shared memory, and nothing else. How units come of symbols is the
 codec's part, see `coded_units`.
 """

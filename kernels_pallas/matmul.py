@@ -59,9 +59,10 @@ def matmul_all(
       added: float32[N, OUT] that is added to the product, of which there is one then.
       following: matrices that are multiplied after these; a kernel may ask the L2 cache for them.
       implementation: "xla", "mosaic_gpu", or None for the fastest that can run here.
-        mosaic_gpu multiplies up to 64 rows of x in one fused kernel, which has all of the
+        mosaic_gpu multiplies up to 256 rows of x in one fused kernel, which has all of the
         matrices where they are stored alike; for more rows it decodes each matrix once and
-        leaves the product to XLA.
+        leaves the product to XLA. Entropy-coded matrices are decoded before a kernel multiplies,
+        but for rans and up to 8 rows of x.
 
     Returns:
       float32[N, OUT] for each matrix, and the residency with pages filled as its page table

@@ -1,9 +1,10 @@
 """Fused matmul as Mosaic GPU kernels: units are decoded on their way to the matrix unit.
 
-Up to 8 rows of x go to `few_rows_mosaic_gpu`. Here, each CTA multiplies a few rows of units, one a
-warpgroup, by a slice of K of x, which they share. The CTAs of the same rows are a cluster, which
-adds their sums in a fixed order through shared memory. x is at most 256 rows. Matrices that
-multiply the same x are one launch: a small one alone would leave most of the GPU idle.
+Up to 8 rows of x go to `few_rows_mosaic_gpu`, or to `entropy_kernel` if the codec is in FUSED.
+Here, each CTA multiplies a few rows of units, one a warpgroup, by a slice of K of x, which they
+share. The CTAs of the same rows are a cluster, which adds their sums in a fixed order through
+shared memory. x is at most 256 rows. Matrices that multiply the same x are one launch: a small one
+alone would leave most of the GPU idle.
 """
 
 import dataclasses
