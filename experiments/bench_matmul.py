@@ -29,8 +29,9 @@ from experiments.bench_matrices import (
 from experiments.bench_rows import Row, of_matrix
 from experiments.bench_settings import Settings, repeats
 from experiments.timing import Repeated
+from kernels_pallas import few_rows_mosaic_gpu
 from kernels_pallas.arg_specs import BY_NAME, LLAMA_8B, activations
-from kernels_pallas.entropy_mosaic_gpu import ENTROPY_CODED
+from kernels_pallas.entropy_mosaic_gpu import ENTROPY_CODED, FUSED
 
 SUITE = "matmul"
 SMALL = ("tinyllama.key", "tinyllama.query", "tinyllama.up", "tinyllama.down", EMBEDDED)
@@ -207,7 +208,7 @@ def _rows(weights: Weights, reference: Reference, batch: _Batch, settings: Setti
             host_share=call.host_share(),
             baselines=baselines,
             exact=exact,
-            computed_by=_computed_by(t, call),
+            computed_by=_computed_by(t, n, call),
             **({"moved_bytes": t.nbytes + around} | of_matrix(t) | fields),
         )
 
@@ -284,8 +285,9 @@ def _paged_rows(
     return [rows["none"], dataclasses.replace(rows["half"], over_interpolation=over), rows["all"]]
 
 
-def _computed_by(t: TiledMatrix, call: Repeated) -> str:
-    decoded_first = t.codec in ENTROPY_CODED and not t.is_dense
+def _computed_by(t: TiledMatrix, rows: int, call: Repeated) -> str:
+    few = t.codec in FUSED and rows <= few_rows_mosaic_gpu.MAX_ROWS
+    decoded_first = t.codec in ENTROPY_CODED and not t.is_dense and not few
     return _DECODE_THEN_DOT if decoded_first or _has_dot(call.jaxpr.jaxpr) else _FUSED
 
 

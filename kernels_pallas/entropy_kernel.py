@@ -1,12 +1,14 @@
 """The kernel that decodes entropy-coded tiles: each warpgroup decodes one coded group.
 
-Lanes store by themselves what they have decoded, eight weights of a row at a time. Warpgroups of a
+Lanes store by themselves what they have decoded, eight weights of a row at a time, or multiply it
+by a few rows of x, see `unit_products`: that saves writing and reading all weights. Warpgroups of a
 CTA share the matrix's tables in shared memory, and nothing else. How units come of symbols is the
 codec's part, see `coded_units`.
 """
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,11 +20,13 @@ from codecjax.codecs import rans
 from codecjax.codecs.rans_coder import LANES, WARPS
 from codecjax.codecs.window_pool import place_of, verbatim_tiles
 from codecjax.tiles import DECODE, UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix, units_per_tile
+from kernels_pallas.coded_stack import CodedGroup, CodedPlace, CodedStack
 from kernels_pallas.coded_units import CodedUnit, UnitDecoder
 from kernels_pallas.emit import LANE_LAYOUT
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
 from kernels_pallas.rans_lanes import RansLanes, table_shape
 from kernels_pallas.row_major import load_unit, store_columns
+from kernels_pallas.unit_products import UnitProducts
 from kernels_pallas.warps import Warps
 
 # Groups on each multiprocessor, from which a second warpgroup a CTA does not pay; and from which
@@ -82,101 +86,156 @@ class Mode:
     pages: bool
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "mode", "config", "interpret"))
 def run(
-    t: TiledMatrix,
+    matrices: Sequence[TiledMatrix],
     residency: Residency | None,
     first_tile: jax.Array,
     decoder: UnitDecoder,
     mode: Mode,
     config: EntropyConfig | None,
     interpret: bool,
+    x: jax.Array | None = None,
 ) -> tuple[jax.Array | None, Residency | None]:
-    """The dense matrix of whole tiles, bf16, if there is one, and the residency afterwards.
+    """The dense matrix of whole tiles, bf16, or products, if any, and the residency afterwards.
 
     Args:
-      t: of an entropy-coded codec, not dense.
-      residency, first_tile: as in `kernels_pallas.decode`.
-      decoder: the codec's part.
+      matrices: that `share_arrays`, of an entropy-coded codec, not dense; in what is returned, one
+        below the other.
+      residency, first_tile: as in `kernels_pallas.decode`; the matrices' tiles follow one another.
+      decoder: the codec's part, of the first matrix.
       mode: what becomes of tiles.
       config: how the work is cut; None for what is known to be fast.
       interpret: run in the Pallas interpreter.
+      x: bf16[N, K], at most 8 rows, that units are multiplied by, see `unit_products`; there is no
+        dense matrix then, and the decoder puts whole units.
     """
-    warps, place = Warps(interpret), place_of(t)
-    down, across = t.tile[0] // UNIT_ROWS, t.tile[1] // UNIT_COLUMNS
-    units = rans.units_of_group(t.tile)
-    groups = units_per_tile(t.tile) // units
-    bits = t.arrays["table"].shape[-1].bit_length() - 1
+    assert x is None or not mode.dense
+    # Arrays that matrices share are handed over once.
+    bare = tuple(dataclasses.replace(t, arrays={}, place=place_of(t)) for t in matrices)
+    arrays = matrices[0].arrays
+    return _run(arrays, bare, residency, first_tile, decoder, mode, config, interpret, x)
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "mode", "config", "interpret"))
+def _run(
+    arrays: dict[str, jax.Array],
+    matrices: tuple[TiledMatrix, ...],
+    residency: Residency | None,
+    first_tile: jax.Array,
+    decoder: UnitDecoder,
+    mode: Mode,
+    config: EntropyConfig | None,
+    interpret: bool,
+    x: jax.Array | None,
+) -> tuple[jax.Array | None, Residency | None]:
+    warps, tile_shape, tiles_across = Warps(interpret), matrices[0].tile, matrices[0].grid[1]
+    down, across = tile_shape[0] // UNIT_ROWS, tile_shape[1] // UNIT_COLUMNS
+    units = rans.units_of_group(tile_shape)
+    groups = units_per_tile(tile_shape) // units
+    bits = arrays["table"].shape[-1].bit_length() - 1
     entry_words = 1 if decoder.expand is None else 2
-    config = config or choose_config(t.tiles * groups, 4 * entry_words * decoder.tables << bits)
+    in_all = sum(t.tiles for t in matrices) * groups
+    config = config or choose_config(in_all, 4 * entry_words * decoder.tables << bits)
     warpgroups = config.warpgroups
+    stack = CodedStack.of(matrices, groups, warpgroups)
+    products = None
+    if x is not None:
+        unit_grid = (stack.rows // UNIT_ROWS, tiles_across * across)
+        products = UnitProducts.of(x, warps, unit_grid)
     counted = residency is not None
     paged = residency is not None and residency.pages is not None
     has_pages = paged and (mode.resident or mode.pages)
-    verbatim = verbatim_tiles(t) > 0
-    padded = (t.unit_grid[0] * UNIT_ROWS, t.unit_grid[1] * UNIT_COLUMNS)
+    verbatim = any(verbatim_tiles(t) > 0 for t in matrices)
+    padded = (stack.rows, tiles_across * tile_shape[1])
     operands: dict[str, Any] = {
-        name: t.arrays[name] for name in (*decoder.arrays, "states", "starts", "stream", "table")
+        name: arrays[name] for name in (*decoder.arrays, "states", "starts", "stream", "table")
     }
     if verbatim:
-        operands |= {name: t.arrays[name] for name in ("slot", "verbatim")}
+        operands |= {name: arrays[name] for name in ("slot", "verbatim")}
     if residency is not None:
         operands |= {"first": first_tile.reshape(1), "decoded": jax.new_ref(residency.decoded)}
         if paged:
             operands["entries"] = residency.page_table
         if has_pages:
             operands["pages"] = jax.new_ref(residency.pages)
+    out_type: Any = jax.ShapeDtypeStruct(padded, jnp.bfloat16) if mode.dense else ()
+    if products is not None and x is not None:
+        operands |= products.rows.operands(x)
+        out_type = jax.ShapeDtypeStruct(products.shape, jnp.float32)
     names = tuple(operands)
-    in_all = t.tiles * groups
+    out_name = ("dense",) if mode.dense else () if products is None else ("products",)
 
     def body(*refs: Any, table: Any, rings: Any, arrived: Any) -> None:
-        bound = dict(zip((*names, *(("dense",) if mode.dense else ())), refs, strict=True))
+        bound = dict(zip((*names, *out_name), refs, strict=True))
         mine = jax.lax.axis_index("warpgroup")
-        number = jax.lax.axis_index("cta") * warpgroups + mine
+        place = stack.place(jax.lax.axis_index("cta"))
         lanes = RansLanes(
             warps, bits, decoder.tables, decoder.expand, table, rings.at[mine], bound["stream"]
         )
-        lanes.fill_tables(bound["table"], decoder.first_table, mine, warpgroups)
-        plgpu.commit_smem()
-        plgpu.barrier_arrive(arrived)
-        plgpu.barrier_wait(arrived)
 
-        @pl.when(number < in_all)
+        def fill_tables() -> None:
+            lanes.fill_tables(bound["table"], place.table, mine, warpgroups)
+            plgpu.commit_smem()
+            plgpu.barrier_arrive(arrived)
+            plgpu.barrier_wait(arrived)
+
+        def find(warpgroup: jax.Array | int) -> CodedGroup:
+            return found_group(bound, place, place.cta * warpgroups + warpgroup)
+
+        if paged or verbatim or not mode.others:
+            needed = [is_decoded(find(each)) for each in range(warpgroups)]
+            pl.when(functools.reduce(jnp.logical_or, needed))(fill_tables)
+        else:
+            fill_tables()
+        here = find(mine)
+
+        @pl.when(place.cta * warpgroups + mine < place.groups)
         def _() -> None:
-            group(bound, lanes, number // groups, jax.lax.rem(number, groups))
+            group(bound, lanes, here)
 
-    def group(bound: dict[str, Any], lanes: RansLanes, tile: jax.Array, part: jax.Array) -> None:
-        """Does what is to be done with one group of a tile."""
-        entry, slot = jnp.int32(DECODE), tile + place.first_slot
+    def found_group(bound: dict[str, Any], place: CodedPlace, number: jax.Array) -> CodedGroup:
+        """A group of the CTA's matrix; beyond the last one, that."""
+        number = jnp.minimum(number, place.groups - 1)
+        tile = number // groups
+        entry, slot = jnp.int32(DECODE), tile + place.slot
         if paged:
-            entry = bound["entries"][bound["first"][0] + tile]
+            entry = bound["entries"][bound["first"][0] + place.first_tile + tile]
         if verbatim:
-            slot = bound["slot"][place.first_tile + tile]
+            slot = bound["slot"][place.pool_tile + tile]
             # A damaged slot must not lead beyond the arrays.
-            slot = jnp.clip(slot, -t.arrays["verbatim"].shape[0], t.arrays["states"].shape[0] - 1)
-        decoding = (entry < 0) & (slot >= 0)
-        wanted = decoding if mode.others else decoding & (entry < DECODE)
+            slot = jnp.clip(slot, -arrays["verbatim"].shape[0], arrays["states"].shape[0] - 1)
+        return CodedGroup(place, tile, jax.lax.rem(number, groups), entry, slot)
 
-        @pl.when(wanted)
+    def is_decoded(here: CodedGroup) -> jax.Array:
+        decoding = (here.entry < 0) & (here.slot >= 0)
+        return decoding if mode.others else decoding & (here.entry < DECODE)
+
+    def group(bound: dict[str, Any], lanes: RansLanes, here: CodedGroup) -> None:
+        """Does what is to be done with one group of a tile."""
+        entry, slot, decoding = here.entry, here.slot, is_decoded(here)
+
+        @pl.when(decoding)
         def _decode() -> None:
-            decode_group(bound, lanes, tile, part, slot, entry)
+            decode_group(bound, lanes, here)
 
         if mode.others and verbatim:
 
             @pl.when((entry < 0) & (slot < 0))
             def _copy_verbatim() -> None:
-                copy_group("verbatim", -slot - 1, bound, tile, part, entry)
+                copy_group("verbatim", -slot - 1, bound, here)
 
         if mode.resident and paged:
 
             @pl.when(entry >= 0)
             def _copy_page() -> None:
-                copy_group("pages", entry, bound, tile, part, entry)
+                # A resident tile fills no page.
+                resident = dataclasses.replace(here, entry=jnp.int32(DECODE))
+                copy_group("pages", entry, bound, resident)
 
         if counted:
-            first = bound["first"][0] + tile
+            first = bound["first"][0] + here.place.first_tile + here.tile
             for unit in range(units):
-                bound["decoded"][first, part * units + unit] = jnp.where(wanted, 1, 0)
+                bound["decoded"][first, here.part * units + unit] = jnp.where(decoding, 1, 0)
 
     def in_tile(unit: jax.Array) -> tuple[jax.Array, jax.Array]:
         """First row and column of a unit in its tile."""
@@ -184,64 +243,51 @@ def run(
 
     def put(
         bound: dict[str, Any],
-        tile: jax.Array,
+        here: CodedGroup,
         unit: jax.Array,
-        entry: jax.Array,
         first: jax.Array | int,
         registers: list[jax.Array],
     ) -> None:
         """Stores registers of a unit, from its column `first` on, wherever they should be."""
         row, column = in_tile(unit)
+        top = here.place.first_row + here.tile // tiles_across * tile_shape[0] + row
+        left = jax.lax.rem(here.tile, tiles_across) * tile_shape[1] + column
         if mode.dense:
-            top = tile // t.grid[1] * t.tile[0] + row
-            left = jax.lax.rem(tile, t.grid[1]) * t.tile[1] + column + first
-            store_columns(warps, bound["dense"], None, top, left, registers)
+            store_columns(warps, bound["dense"], None, top, left + first, registers)
+        if products is not None:
+            products.put(bound, top, left // UNIT_COLUMNS, registers)
         if paged and mode.pages:
 
-            @pl.when(entry < DECODE)
+            @pl.when(here.entry < DECODE)
             def _() -> None:
-                store_columns(warps, bound["pages"], -entry - 2, row, column + first, registers)
+                page = -here.entry - 2
+                store_columns(warps, bound["pages"], page, row, column + first, registers)
 
-    def copy_group(
-        name: str,
-        number: jax.Array,
-        bound: dict[str, Any],
-        tile: jax.Array,
-        part: jax.Array,
-        entry: jax.Array,
-    ) -> None:
+    def copy_group(name: str, number: jax.Array, bound: dict[str, Any], here: CodedGroup) -> None:
         def copy_unit(step: jax.Array, carry: None) -> None:
             del carry
-            unit = part * units + step
-            row, column = in_tile(unit)
-            registers = load_unit(warps, bound[name], number, row, column)
-            put(bound, tile, unit, entry, 0, registers)
+            unit = here.part * units + step
+            registers = load_unit(warps, bound[name], number, *in_tile(unit))
+            put(bound, here, unit, 0, registers)
 
         jax.lax.fori_loop(0, units, copy_unit, None)
 
-    def decode_group(
-        bound: dict[str, Any],
-        lanes: RansLanes,
-        tile: jax.Array,
-        part: jax.Array,
-        slot: jax.Array,
-        entry: jax.Array,
-    ) -> None:
+    def decode_group(bound: dict[str, Any], lanes: RansLanes, here: CodedGroup) -> None:
         lane, warp = warps.index(), warps.warp()
-        coded = (slot * groups + part).astype(jnp.uint32)
+        coded = (here.slot * groups + here.part).astype(jnp.uint32)
         (state,) = warps.load(bound["states"], coded * LANES + lane, [0])
         (position,) = warps.load(bound["starts"], coded * WARPS + warp, [0])
 
         def decode_unit(step: jax.Array, carry: Any) -> Any:
-            number = part * units + step
-            row = (place.first_row + tile // t.grid[1]) * t.tile[0]
+            number = here.part * units + step
+            row = (here.place.pool_row + here.tile // tiles_across) * tile_shape[0]
             unit = CodedUnit(
                 warps=warps,
                 lanes=lanes,
                 refs=bound,
                 first_row=row + number // across * UNIT_ROWS,
-                number=(slot * (down * across) + number).astype(jnp.uint32),
-                put=functools.partial(put, bound, tile, number, entry),
+                number=(here.slot * (down * across) + number).astype(jnp.uint32),
+                put=functools.partial(put, bound, here, number),
             )
             carry = decoder.decode(unit, carry)
             return tuple(plgpu.layout_cast(each, LANE_LAYOUT) for each in carry)
@@ -251,8 +297,8 @@ def run(
 
     kernel = plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct(padded, jnp.bfloat16) if mode.dense else (),
-        grid=(-(-in_all // warpgroups),),
+        out_type=out_type,
+        grid=(stack.ctas,),
         grid_names=("cta",),
         num_threads=warpgroups,
         thread_name="warpgroup",
@@ -267,8 +313,8 @@ def run(
         interpret=interpreter(interpret),
     )
     found = kernel(*operands.values())
-    w = found if mode.dense else None
+    made = found if out_name else None
     if residency is None:
-        return w, None
+        return made, None
     pages = jax.freeze(operands["pages"]) if has_pages else residency.pages
-    return w, Residency(pages, residency.page_table, jax.freeze(operands["decoded"]))
+    return made, Residency(pages, residency.page_table, jax.freeze(operands["decoded"]))

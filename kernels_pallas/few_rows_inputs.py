@@ -5,6 +5,7 @@ or copies it, where registers are scarce.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ class Rows:
       warps: operations on lanes.
       warpgroups: of a CTA.
       count: N.
-      columns: K, and zeros to a multiple of a unit's.
+      columns: K, and zeros to the end of the last unit.
       made: the class of x, or None where it is an array.
       held: whether x is in shared memory.
       mean_of: K.
@@ -56,10 +57,15 @@ class Rows:
     eps: float
 
     @classmethod
-    def of(cls, x: Input, warps: Warps, warpgroups: int, scarce: bool) -> "Rows":
-        """The rows of x; `scarce` tells that they had better not be held in registers."""
+    def of(
+        cls, x: Input, warps: Warps, warpgroups: int, units: int, scarce: bool = False
+    ) -> "Rows":
+        """For x that multiplies rows of so many units, of which the last may be zeros.
+
+        `scarce` tells that x had better not be held in registers.
+        """
         count, k = x.shape
-        columns = -(-k // UNIT_COLUMNS) * UNIT_COLUMNS
+        columns = units * UNIT_COLUMNS
         made = type(x) if isinstance(x, Made) else None
         eps = x.eps if isinstance(x, Normed) else 0.0
         held = made is not None or (scarce and count * columns <= _MOST_COPIED)
@@ -97,14 +103,24 @@ class Rows:
             scratch["squares"] = plgpu.SMEM(squares, jnp.uint32)
         return scratch
 
-    def prepare(self, refs: dict[str, Any], mine: jax.Array) -> None:
-        """Puts x into shared memory, to be called by all warpgroups; `mine` is each one's number.
+    def prepare(
+        self,
+        refs: dict[str, Any],
+        mine: jax.Array,
+        rows: Sequence[jax.Array | int] | None = None,
+    ) -> None:
+        """Puts x into shared memory, to be called by all warpgroups.
 
-        What a norm divides a row by is not known yet then: see `factor`.
+        What a norm divides by comes later: `factor`.
+
+        Args:
+          refs: the operands and the scratch.
+          mine: the warpgroup's number.
+          rows: that are made, int32 scalars; None for all.
         """
         if not self.held:
             return
-        for row in range(self.count):
+        for row in range(self.count) if rows is None else rows:
             total = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
             for turn in range(self._turns):
                 total += self._make(refs, mine, row, turn)
@@ -131,7 +147,9 @@ class Rows:
         words = self.warps.load(ref, index, [0], vector=_QUAD)
         return [jax.lax.bitcast_convert_type(word, jnp.float32) for word in words]
 
-    def _make(self, refs: dict[str, Any], mine: jax.Array, row: int, turn: int) -> jax.Array:
+    def _make(
+        self, refs: dict[str, Any], mine: jax.Array, row: jax.Array | int, turn: int
+    ) -> jax.Array:
         """Makes each lane's quad of a row, stores it, and returns the sum of x's squares."""
         first = (turn * self.warpgroups + mine) * LANES
         number = plgpu.layout_cast(first.astype(jnp.uint32) + self.warps.index(), LANE_LAYOUT)

@@ -23,11 +23,9 @@ from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
 from kernels_pallas.prefetch import Stretch
 from kernels_pallas.stripe_walk import STRIPE_ROWS, StripePlace, StripeWalk, Words
 from kernels_pallas.unit_stream import UnitStream
-from kernels_pallas.warps import WARPS, Warps
+from kernels_pallas.warps import SUMS, WARPS, Warps
 
 MAX_ROWS = 8
-# Of a lane, see `Warps.multiply_in_warp`.
-_SUMS = 4
 # Warps on each multiprocessor, one a CTA's warpgroup, from which a second one does not pay.
 _ENOUGH_WARPS = 9
 
@@ -75,7 +73,7 @@ def multiply(
     warpgroups = config.warpgroups
     warps = Warps(stream.lanes.interpret)
     interpret, count = warps.interpret, x.shape[0]
-    rows = Rows.of(x, warps, warpgroups, stream.buffered)
+    rows = Rows.of(x, warps, warpgroups, stream.units_across, stream.buffered)
     operands = stream.operands(sources, residency, first_tile)
     operands |= rows.operands(x)
     if added is not None:
@@ -118,19 +116,21 @@ def multiply(
                 # Held while others are decoded, these would take the registers of a fourth warp.
                 following = fetch(turn + 1)
             x_words = x_words or rows.factors(bound, place.unit)
-            added = warps.multiply_in_warp(sums, registers, x_words)
+            # A unit's product begins with 0, as where units are multiplied apart.
+            products = warps.multiply_in_warp((zero,) * SUMS, registers, x_words)
             if units % at_once:
-                added = [jnp.where(inside, new, old) for new, old in zip(added, sums, strict=True)]
+                products = [jnp.where(inside, product, zero) for product in products]
+            added = [total + product for total, product in zip(sums, products, strict=True)]
             return following, tuple(plgpu.layout_cast(total, LANE_LAYOUT) for total in added)
 
         def turn_once(turn: jax.Array, carry: tuple[Words, Words]) -> tuple[Words, Words]:
             return add(turn, *carry, last=False)
 
+        zero = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
         fetched = fetch(jnp.int32(0))
         rows.prepare(bound, mine)
         walk = walk.prepare()
-        zero = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
-        fetched, sums = jax.lax.fori_loop(0, turns - 1, turn_once, (fetched, (zero,) * _SUMS))
+        fetched, sums = jax.lax.fori_loop(0, turns - 1, turn_once, (fetched, (zero,) * SUMS))
 
         @pl.when(mine == 0)
         def _() -> None:
@@ -156,7 +156,7 @@ def multiply(
                 total = zero
                 for warpgroup in range(warpgroups):
                     for warp in range(WARPS):
-                        index = jnp.minimum(held + warp * 32, jnp.uint32(_SUMS * LANES - 1))
+                        index = jnp.minimum(held + warp * 32, jnp.uint32(SUMS * LANES - 1))
                         word = warps.gather(partial.at[warpgroup], index)
                         total += jax.lax.bitcast_convert_type(word, jnp.float32)
                 factor = rows.factor(bound, jnp.minimum(at, jnp.uint32(count - 1)))
@@ -178,7 +178,7 @@ def multiply(
         }
         | rows.scratch()
         | {
-            "partial": plgpu.SMEM((warpgroups, _SUMS, LANES), jnp.uint32),
+            "partial": plgpu.SMEM((warpgroups, SUMS, LANES), jnp.uint32),
             "arrived": plgpu.Barrier(num_arrivals=warpgroups),
         },
         compiler_params=LANE_SEMANTICS,

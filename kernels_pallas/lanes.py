@@ -118,15 +118,31 @@ def _store_pair(
 
 @dataclasses.dataclass(frozen=True)
 class Lanes:
-    """Lane operations, as instructions or (`interpret`) in plain JAX."""
+    """Lane operations, as instructions or (`interpret`) in plain JAX.
+
+    Attributes:
+      interpret: which.
+      anew: whether `index` is read where it is used. What follows from it can't be known earlier
+        then, and takes no registers through a loop.
+    """
 
     interpret: bool
+    anew: bool = False
 
     def index(self) -> jax.Array:
         """Lane number 0..127 in the warpgroup."""
         if self.interpret:
             return jnp.arange(LANES, dtype=jnp.uint32)
-        return _per_lane(ptx("{ .reg .u32 t; mov.u32 t, %tid.x; and.b32 $0, t, 127; }"))
+
+        def read() -> list[ir.Value]:
+            number = mgpu_utils.inline_ptx(
+                "{ .reg .u32 t; mov.u32 t, %tid.x; and.b32 $0, t, 127; }",
+                result_types=ir.IntegerType.get_signless(32),
+                has_side_effects=self.anew,
+            )
+            return [number]
+
+        return in_lanes(read, [], 1)[0]
 
     def spread(self, word: jax.Array, high: bool) -> jax.Array:
         """`window_layout.spread_bytes` in one instruction."""

@@ -62,6 +62,8 @@ def matmul_all(
         mosaic_gpu multiplies up to 256 rows of x in one fused kernel, which has all of the
         matrices where they are stored alike, and up to 512 in two where no pages are involved;
         for more rows it decodes each matrix once and leaves the product to XLA.
+        Entropy-coded matrices are decoded before a kernel multiplies, but for rans and up to 8
+        rows of x.
 
     Returns:
       float32[N, OUT] for each matrix, and the residency with pages filled as its page table

@@ -1,9 +1,10 @@
 """Fused matmul as Mosaic GPU kernels: units are decoded on their way to the matrix unit.
 
-Up to 8 rows of x go to `few_rows_mosaic_gpu`. Here, each CTA multiplies a few rows of units, one a
-warpgroup, by a slice of K of x, which they share. The CTAs of the same rows are a cluster, which
-adds their sums in a fixed order through shared memory. x is at most 256 rows. Matrices that
-multiply the same x are one launch: a small one alone would leave most of the GPU idle.
+Up to 8 rows of x go to `few_rows_mosaic_gpu`, or to `entropy_kernel` if the codec is in FUSED.
+Here, each CTA multiplies a few rows of units, one a warpgroup, by a slice of K of x, which they
+share. The CTAs of the same rows are a cluster, which adds their sums in a fixed order through
+shared memory. x is at most 256 rows. Matrices that multiply the same x are one launch: a small one
+alone would leave most of the GPU idle.
 """
 
 import dataclasses
@@ -19,8 +20,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.errors import UserError
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
-from kernels_pallas import entropy_mosaic_gpu, few_rows_mosaic_gpu, tuning
-from kernels_pallas.entropy_mosaic_gpu import ENTROPY_CODED
+from kernels_pallas import entropy_mosaic_gpu, few_rows_mosaic_gpu, tuning, unit_products
+from kernels_pallas.coded_stack import share_arrays
+from kernels_pallas.entropy_mosaic_gpu import ENTROPY_CODED, FUSED
 from kernels_pallas.few_rows_inputs import made_here
 from kernels_pallas.few_rows_mosaic_gpu import FewRowsConfig
 from kernels_pallas.inputs import Input, Made, value_of
@@ -137,7 +139,8 @@ def matmul(
 
     The matrices' tiles follow one another in the page table. Every sum has the same order
     however its matrix is stored. What of an entropy-coded matrix is not resident is decoded to
-    a dense matrix first. `added` and `following` are as in `kernels_pallas.matmul_all`.
+    a dense matrix first, unless x has few rows and the codec is in FUSED. `added` and
+    `following` are as in `kernels_pallas.matmul_all`.
     """
     if x.shape[0] > MAX_ROWS:
         options: dict[str, Any] = {"config": config, "interpret": interpret}
@@ -150,9 +153,6 @@ def matmul(
             )
             parts.append(y)
         return tuple(jnp.concatenate(each) for each in zip(*parts, strict=True)), residency
-    overlaid = any(t.codec in ENTROPY_CODED for t in matrices)
-    if overlaid:
-        matrices, residency = _decoded(matrices, residency, first_tile, interpret)
     units_down = sum(t.unit_grid[0] for t in matrices)
     units_across = matrices[0].unit_grid[1]
     config = config or choose_config(units_down, units_across, x.shape[0])
@@ -163,33 +163,79 @@ def matmul(
             f"a matrix of {matrices[0].shape[1]} columns in tiles of {matrices[0].tile[1]} has "
             f"more than {MAX_TILES_ACROSS} tiles in a row of one slice: encode it with wider tiles"
         )
-    together = [list(matrices)]
-    if not UnitStream.fit_together(matrices):
-        together = [[t] for t in matrices]
+    fused: tuple[str, ...] = ()
+    if isinstance(config, FewRowsConfig):
+        fused = FUSED
+        if isinstance(x, Made) and not made_here(x):
+            x = x.value()
+    if any(t.codec in ENTROPY_CODED for t in matrices):
+        matrices, residency = _decoded(matrices, fused, residency, first_tile, interpret)
     products: list[jax.Array] = []
-    for group in together:
-        y, stream, residency = _product(
-            x, group, residency, first_tile, added, following, config, interpret, overlaid
-        )
-        firsts = [part.first_row * UNIT_ROWS for part in stream.parts]
-        products += [
-            y[:, first : first + t.shape[0]] for t, first in zip(group, firsts, strict=True)
-        ]
+    for group in _together(matrices, fused):
+        if isinstance(config, FewRowsConfig) and _is_coded(group[0], fused):
+            y, residency = _fused(x, group, residency, first_tile, added, config, interpret)
+        else:
+            y, residency = _product(
+                x, group, residency, first_tile, added, following, config, interpret
+            )
+        row = 0
+        for t in group:
+            products.append(y[:, row : row + t.shape[0]])
+            row += t.unit_grid[0] * UNIT_ROWS
         first_tile += sum(t.tiles for t in group)
     return tuple(products), residency
 
 
+def _together(matrices: Sequence[TiledMatrix], fused: Sequence[str]) -> list[list[TiledMatrix]]:
+    """The matrices in their order, those together that one launch can have."""
+    if any(_is_coded(t, fused) for t in matrices):
+        as_one = all(_is_coded(t, fused) for t in matrices) and share_arrays(matrices)
+    else:
+        as_one = UnitStream.fit_together(matrices)
+    return [list(matrices)] if as_one else [[t] for t in matrices]
+
+
+def _is_coded(t: TiledMatrix, codecs: Sequence[str]) -> bool:
+    """Whether the matrix is stored by one of the codecs, and not as it is."""
+    return t.codec in codecs and not t.is_dense
+
+
+def _fused(
+    x: Input,
+    group: Sequence[TiledMatrix],
+    residency: Residency | None,
+    first_tile: jax.Array,
+    added: jax.Array | None,
+    config: FewRowsConfig,
+    interpret: bool,
+) -> tuple[jax.Array, Residency | None]:
+    """The product with matrices of a codec in FUSED, one launch's, and the residency."""
+    rows = (
+        unit_products.made_rows(x, group[0].unit_grid[1], interpret) if isinstance(x, Made) else x
+    )
+    products, residency = entropy_mosaic_gpu.multiply(
+        rows, group, residency, first_tile, interpret=interpret
+    )
+    if added is not None:
+        added = jnp.pad(added, ((0, 0), (0, products.shape[-1] - added.shape[1])))
+    return unit_products.add_up(products, x, added, config, interpret), residency
+
+
 def _decoded(
     matrices: Sequence[TiledMatrix],
+    but: Sequence[str],
     residency: Residency | None,
     first_tile: jax.Array,
     interpret: bool,
 ) -> tuple[list[TiledMatrix], Residency | None]:
-    """The matrices as dense ones, of which resident tiles are meaningless; and the residency."""
+    """The entropy-coded matrices as dense ones, but those of some codecs; and the residency.
+
+    Of the dense ones, resident tiles are meaningless.
+    """
     dense: list[TiledMatrix] = []
     for t in matrices:
         tiles = t.tiles
-        if not t.is_dense:
+        if _is_coded(t, ENTROPY_CODED) and t.codec not in but:
             w, residency = entropy_mosaic_gpu.decode(
                 t, residency, first_tile, missing_only=True, interpret=interpret
             )
@@ -208,10 +254,9 @@ def _product(
     following: Sequence[TiledMatrix],
     config: Config,
     interpret: bool,
-    overlaid: bool,
-) -> tuple[jax.Array, UnitStream, Residency | None]:
-    """The product with matrices that fit together, how it was streamed, and the residency."""
-    stages = 1
+) -> tuple[jax.Array, Residency | None]:
+    """The product with matrices that fit together, and the residency."""
+    stages, overlaid = 1, group[0].codec in ENTROPY_CODED
     if isinstance(config, MatmulConfig):
         stages = min(config.stages, group[0].unit_grid[1] // config.splits)
     stream, sources = UnitStream.of(group, residency, stages, Lanes(interpret), overlaid)
@@ -220,17 +265,15 @@ def _product(
     if added is not None:
         added = jnp.pad(added, ((0, 0), (0, stream.units_down * UNIT_ROWS - added.shape[1])))
     if isinstance(config, FewRowsConfig):
-        if isinstance(x, Made) and not made_here(x):
-            x = x.value()
         arrays, ahead = stretches(following, residency)
         y, residency = few_rows_mosaic_gpu.multiply(
             x, added, sources, residency, first_tile, stream, config, arrays, ahead
         )
-        return y, stream, residency
+        return y, residency
     y, residency = _multiply(
         value_of(x), sources, residency, first_tile, stream, config.splits, config.down
     )
-    return y if added is None else added + y, stream, residency
+    return y if added is None else added + y, residency
 
 
 def _rows_of(count: int) -> int:

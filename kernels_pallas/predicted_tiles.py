@@ -65,7 +65,7 @@ def _residuals(
 ) -> tuple[jax.Array, Residency | None]:
     """bf16 of whole tiles, meaningless where they are not decoded; and the residency, counted."""
     decoder = IndexUnits.of(t, scaled=False)
-    residuals, residency = run(t, residency, first_tile, decoder, mode, config, interpret)
+    residuals, residency = run((t,), residency, first_tile, decoder, mode, config, interpret)
     assert residuals is not None
     return residuals, residency
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax._src.lib.mlir import ir
 from jax._src.lib.mlir.dialects import arith
+from jax.experimental import pallas as pl
 from jax.experimental.mosaic.gpu import utils as mgpu_utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -99,22 +100,25 @@ class RansLanes:
     def _words(self) -> int:
         return 1 if self.expand is None else 2
 
-    def fill_tables(self, entries: Any, first: int, part: jax.Array, parts: int) -> None:
+    def fill_tables(
+        self, entries: Any, first: jax.Array | int, part: jax.Array, parts: int
+    ) -> None:
         """Puts a part of the tables into shared memory, before all warpgroups wait for all parts.
 
         Args:
           entries: uint32[.., 2**bits] ref in device memory, as `rans_coder.decode_table` gives it.
-          first: number of the first table there.
+          first: number of the first table there, an int32 scalar.
           part: of so many `parts` of all tables.
         """
         size = (self.tables << self.bits) // parts
         if self.warps.interpret:
-            mine = entries[first : first + self.tables].reshape(parts, size)[part]
+            mine = entries[pl.ds(first, self.tables)].reshape(parts, size)[part]
             self.table[part] = jnp.stack(self._as_read(mine), axis=-1)
             return
         for at in range(0, size, LANES):
             slot = (part * size).astype(jnp.uint32) + jnp.uint32(at) + self.warps.index()
-            (entry,) = self.warps.load(entries, slot + jnp.uint32(first << self.bits), [0])
+            start = jnp.uint32(first) << jnp.uint32(self.bits)
+            (entry,) = self.warps.load(entries, slot + start, [0])
             words = self._as_read(entry)
             self.warps.store_shared(self.table, slot * jnp.uint32(self._words), words)
 

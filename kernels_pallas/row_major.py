@@ -5,6 +5,7 @@ unit would be 32 accesses of 16 bytes of each row; so each lane accesses 8 neigh
 a time, of all four, and words are transposed among the four.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -85,6 +86,8 @@ def store_columns(
         place = (pl.ds(row, UNIT_ROWS), pl.ds(column, 4 * len(registers)))
         ref[place if page is None else (page, *place)] = window_layout.row_order(both[None, None])
         return
+    # Units seldom fill pages: that must not take registers where they are decoded.
+    warps = dataclasses.replace(warps, anew=page is not None)
     index, offsets = _of_unit(warps, ref, page, row, column)
     words = [registers[place] for place in UNORDERED[: len(registers)]]
     everywhere = jnp.uint32(1) + jnp.uint32(0) * index

@@ -32,6 +32,8 @@ from kernels_pallas.lanes import WORDS_TYPE, Lanes, in_lanes
 
 WARP_LANES = 32
 WARPS = LANES // WARP_LANES
+# Of a lane, see `Warps.multiply_in_warp`.
+SUMS = 4
 # One float32 a lane.
 _FLOATS_TYPE = plgpu.ShapeDtypeStruct((LANES,), jnp.float32, layout=LANE_LAYOUT)
 _PAIR = ptx("cvt.rn.bf16x2.f32 $0, $2, $1;")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from codecjax.codecs import encode, pooled
+from codecjax.tiles import Residency
 from kernels_pallas import decode_mosaic_gpu, matmul_mosaic_gpu
 from kernels_pallas.arg_specs import gaussian_weight
 from kernels_pallas.inputs import Gated, Input, Normed
@@ -76,6 +77,20 @@ def test_matmul_of_matrices_that_share_x(codec: str, share: bool, paged: bool) -
         jnp.int32(0),
     )
     assert text.count("custom_call @mosaic_gpu") == 1
+
+
+def test_matmul_of_entropy_coded_matrices_that_share_arrays() -> None:
+    """One kernel multiplies their units, and one adds up."""
+    coded = tuple(dataclasses.replace(case, codec="rans").tiled() for case in TOGETHER)
+    matrices = pooled("rans", coded)
+
+    def products(x: jax.Array, arrays: dict[str, jax.Array], held: Residency) -> Any:
+        sharing = tuple(dataclasses.replace(t, arrays=arrays) for t in matrices)
+        return matmul_mosaic_gpu.matmul(x, sharing, held, jnp.int32(0))
+
+    x, tiles = jnp.zeros((1, 512), jnp.bfloat16), sum(t.tiles for t in matrices)
+    text = lower(products, x, matrices[0].arrays, residency(matrices[0], FILLS, tiles))
+    assert text.count("custom_call @mosaic_gpu") == 2
 
 
 @pytest.mark.parametrize(
