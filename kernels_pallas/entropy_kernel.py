@@ -34,8 +34,9 @@ from kernels_pallas.warps import Warps
 _ENOUGH_GROUPS, _GROUPS_FOR_FOUR = 8, 4
 # Shared memory of a multiprocessor, and what every CTA takes of it besides its own.
 _SHARED_BYTES, _RESERVED_BYTES = 228 * 2**10, 2**10
-# Warpgroups at work on a multiprocessor that make more of them a CTA unnecessary.
-_ENOUGH_WARPGROUPS = 5
+# Warpgroups at work on a multiprocessor that make more of them a CTA unnecessary, by the words of
+# a table's entry: where it has one, a step is longer.
+_ENOUGH_WARPGROUPS = {1: 6, 2: 5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +50,13 @@ class EntropyConfig:
     warpgroups: int
 
 
-def choose_config(groups: int, table_bytes: int) -> EntropyConfig:
+def choose_config(groups: int, table_bytes: int, entry_words: int) -> EntropyConfig:
     """As few warpgroups a CTA as make enough work for a multiprocessor, where its tables fit.
 
     Args:
       groups: of the matrix.
       table_bytes: of all tables in shared memory.
+      entry_words: of an entry of them.
     """
     fewest = 1 if groups >= _ENOUGH_GROUPS * SMS else 2
     most = 4 if groups >= _GROUPS_FOR_FOUR * SMS else 2
@@ -65,7 +67,7 @@ def choose_config(groups: int, table_bytes: int) -> EntropyConfig:
         return warpgroups * (_SHARED_BYTES // (own + _RESERVED_BYTES))
 
     choices = [each for each in (1, 2, 4) if fewest <= each <= most]
-    enough = (each for each in choices if at_work(each) >= _ENOUGH_WARPGROUPS)
+    enough = (each for each in choices if at_work(each) >= _ENOUGH_WARPGROUPS[entry_words])
     return EntropyConfig(next(enough, choices[-1]))
 
 
@@ -135,7 +137,8 @@ def _run(
     bits = arrays["table"].shape[-1].bit_length() - 1
     entry_words = 1 if decoder.expand is None else 2
     in_all = sum(t.tiles for t in matrices) * groups
-    config = config or choose_config(in_all, 4 * entry_words * decoder.tables << bits)
+    table_bytes = 4 * entry_words * decoder.tables << bits
+    config = config or choose_config(in_all, table_bytes, entry_words)
     warpgroups = config.warpgroups
     stack = CodedStack.of(matrices, groups, warpgroups)
     products = None
