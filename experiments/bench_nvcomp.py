@@ -17,7 +17,9 @@ import jax
 import numpy as np
 
 from codecjax.errors import UserError
+from experiments.bench_matrices import applications
 from experiments.bench_rows import Row
+from experiments.bench_settings import repeats
 from experiments.timing import Timing
 
 NAME = "nvcomp_ans"
@@ -33,12 +35,17 @@ def trials(bits: np.ndarray) -> list[dict[str, Any]]:
     Raises:
       UserError: nvCOMP cannot run here.
     """
+    # Compressed, they are two thirds.
+    numbers = (applications(2, 5 * bits.nbytes // 3), repeats())
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "bits.npy"
         np.save(file, bits, allow_pickle=False)
         try:
             done = subprocess.run(
-                [*_COMMAND, str(file)], capture_output=True, text=True, timeout=_PATIENCE
+                [*_COMMAND, str(file), *map(str, numbers)],
+                capture_output=True,
+                text=True,
+                timeout=_PATIENCE,
             )
         except subprocess.TimeoutExpired as error:
             raise UserError(

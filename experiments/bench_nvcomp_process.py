@@ -1,9 +1,10 @@
 """nvCOMP's ANS codec on one matrix, in a process of its own: `bench_nvcomp` starts it.
 
-    python -m experiments.bench_nvcomp_process BITS.npy
+    python -m experiments.bench_nvcomp_process BITS.npy COUNT REPEATS
 
-BITS.npy has bit patterns uint16[OUT, K]. Prints a JSON list with an object for every setting that
-was tried: seconds, spread, bytes, rotated_bytes and exact.
+BITS.npy has bit patterns uint16[OUT, K], which are decoded COUNT times a call, of which REPEATS are
+timed. JAX may not ask for the device here: nvCOMP would lose it. Prints a JSON list with an object
+for every setting that was tried: seconds, spread, bytes, rotated_bytes and exact.
 """
 
 import functools
@@ -16,8 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench_matrices import applications
-from experiments.bench_settings import repeats
 from experiments.timing import Timing, slope
 
 _CHUNKS = (2**16, 2**18)
@@ -71,13 +70,12 @@ class Decoder:
             )
         self._stream.synchronize()
 
-    def time(self) -> Timing:
-        """The timing of one decode."""
-        count = applications(_COPIES, self.nbytes + self._wanted.size)
+    def time(self, count: int, repeats: int) -> Timing:
+        """The timing of one decode, of `count` in a call."""
         calls: dict[int, Callable[[], Any]] = {
             number: functools.partial(self.run, number * count) for number in _CALLS
         }
-        return slope(calls, repeats()).over(count)
+        return slope(calls, repeats).over(count)
 
 
 def _options() -> Iterator[dict[str, Any]]:
@@ -91,12 +89,12 @@ def _options() -> Iterator[dict[str, Any]]:
         }
 
 
-def measure(bits: np.ndarray) -> list[dict[str, Any]]:
+def measure(bits: np.ndarray, count: int, repeats: int) -> list[dict[str, Any]]:
     """What every setting gave, for bit patterns uint16[OUT, K]."""
     found = []
     for options in _options():
         decoder = Decoder(bits, options)
-        exact, timing = decoder.exact(), decoder.time()
+        exact, timing = decoder.exact(), decoder.time(count, repeats)
         found.append(
             {
                 "seconds": timing.seconds,
@@ -110,6 +108,9 @@ def measure(bits: np.ndarray) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(np.load(sys.argv[1], allow_pickle=False))), flush=True)
+    print(
+        json.dumps(measure(np.load(sys.argv[1], allow_pickle=False), *map(int, sys.argv[2:]))),
+        flush=True,
+    )
     # Not by way of nvCOMP's own end, at which the interpreter crashes.
     os._exit(0)

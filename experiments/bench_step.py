@@ -144,12 +144,11 @@ def _held(model: Model, context: int, activations: str) -> Held:
 def measure(settings: Settings) -> Iterator[list[Row]]:
     """Rows model by model: bf16 by XLA and by our kernels, then the codecs by our kernels."""
     for name in settings.chosen(DEFAULT, KNOWN):
-        yield _rows(name, settings)
-        # The models of one shape make room for those of the next.
-        gc.collect()
+        yield from _rows(name, settings)
 
 
-def _rows(name: str, settings: Settings) -> list[Row]:
+def _rows(name: str, settings: Settings) -> Iterator[list[Row]]:
+    """The rows of one shape. Each model makes room for the next: a GPU does not hold them all."""
     config, ours = MODELS[name], settings.implementation
     context = min(CONTEXT, config.context)
     with concurrent.futures.ThreadPoolExecutor() as compiler:
@@ -158,29 +157,29 @@ def _rows(name: str, settings: Settings) -> list[Row]:
         if ours != XLA:
             plain[ours] = Stepper(bf16, context, ours, compiler)
         settings.say(f"{name}: bf16 is traced")
-        compressed = []
+        logits = {implementation: each.first_logits() for implementation, each in plain.items()}
+        reference, same_kernels = logits[XLA], logits[ours]
+        baselines: dict[str, float] = {}
+        rows = []
+        for implementation, stepper in plain.items():
+            error = _relative_error(logits[implementation], reference)
+            exact = None if implementation == XLA else error < _MOST_ERROR
+            row = _row(name, stepper, settings, exact, error, {})
+            baselines[f"bf16, {implementation}"] = row.timing.seconds
+            rows.append(row)
+        yield [dataclasses.replace(row, baselines=baselines) for row in rows]
+        del bf16, plain, stepper
         for codec, options in _COMPRESSED:
+            gc.collect()
             model = random_model(config, 0, codec, DEFAULT_TILE, options)
-            compressed.append(Stepper(model, context, ours, compiler))
+            stepper = Stepper(model, context, ours, compiler)
             width = _width(options)
             settings.say(f"{name}: {codec}{f' {width}' if width else ''} is traced")
-    logits = {implementation: each.first_logits() for implementation, each in plain.items()}
-    reference, same_kernels = logits[XLA], logits[ours]
-    baselines: dict[str, float] = {}
-    rows = []
-    for implementation, stepper in plain.items():
-        error = _relative_error(logits[implementation], reference)
-        exact = None if implementation == XLA else error < _MOST_ERROR
-        row = _row(name, stepper, settings, exact, error, {})
-        baselines[f"bf16, {implementation}"] = row.timing.seconds
-        rows.append(row)
-    rows = [dataclasses.replace(row, baselines=baselines) for row in rows]
-    for stepper in compressed:
-        found = stepper.first_logits()
-        error = _relative_error(found, reference)
-        exact = np.array_equal(found.view(np.uint32), same_kernels.view(np.uint32))
-        rows.append(_row(name, stepper, settings, exact, error, baselines))
-    return rows
+            found = stepper.first_logits()
+            error = _relative_error(found, reference)
+            exact = np.array_equal(found.view(np.uint32), same_kernels.view(np.uint32))
+            yield [_row(name, stepper, settings, exact, error, baselines)]
+            del model, stepper
 
 
 def _width(options: Mapping[str, Any]) -> int | str | None:

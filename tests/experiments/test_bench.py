@@ -113,7 +113,7 @@ def test_what_each_suite_measures(records: dict[str, dict[str, Any]]) -> None:
         ],
         "step": [
             ("step", "bf16", None),
-            *(("step", "window", width) for width in (11, 8)),
+            *(("step", "window", width) for width in (11, 8, "8 and 11")),
             ("step", "rans", None),
         ],
         "encode": [
