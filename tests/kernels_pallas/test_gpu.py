@@ -18,7 +18,7 @@ from kernels_pallas import matmul_mosaic_gpu, predicted_tiles
 from kernels_pallas.arg_specs import ALL, BY_NAME, MatrixSpec, activations, gaussian_weight
 from kernels_pallas.implementations import MOSAIC_GPU, XLA
 from kernels_pallas.inputs import Gated, Made, Normed
-from kernels_pallas.matmul_mosaic_gpu import MatmulConfig
+from kernels_pallas.more_rows_mosaic_gpu import MoreRowsConfig
 from tests.kernels_pallas.cases import (
     CASES,
     FILLS,
@@ -130,7 +130,7 @@ def test_rows_of_units_that_share_x(codec: str, n: int) -> None:
     w, x = gaussian_weight(300, 1000, seed=1), activations(n, 1000, seed=2)
     t = encode(w, codec=codec)
     exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
-    for config in (MatmulConfig(1, 2, 2), MatmulConfig(2, 2, 1), MatmulConfig(1, 1, 4)):
+    for config in (MoreRowsConfig(1, 2, 2), MoreRowsConfig(2, 2, 1), MoreRowsConfig(1, 1, 4)):
         (y,), _ = matmul_mosaic_gpu.matmul(x, (t,), None, jnp.int32(0), config=config)
         assert np.linalg.norm(np.asarray(y) - exact) < 1e-5 * np.linalg.norm(exact)
 

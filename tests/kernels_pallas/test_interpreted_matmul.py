@@ -12,11 +12,11 @@ import pytest
 from codecjax.codecs import encode, pooled
 from codecjax.errors import UserError
 from codecjax.tiles import DECODE, Residency, fill_entry
-from kernels_pallas import matmul_mosaic_gpu
+from kernels_pallas import matmul_mosaic_gpu, more_rows_mosaic_gpu
 from kernels_pallas.arg_specs import activations, gaussian_weight
 from kernels_pallas.few_rows_mosaic_gpu import FewRowsConfig
 from kernels_pallas.lanes import Lanes
-from kernels_pallas.matmul_mosaic_gpu import MatmulConfig
+from kernels_pallas.more_rows_mosaic_gpu import MoreRowsConfig
 from kernels_pallas.unit_stream import UnitStream
 from tests.kernels_pallas.cases import (
     CASES,
@@ -86,7 +86,7 @@ def test_matmul_fills_a_page_and_then_reads_it(case: Case, n: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [MatmulConfig(splits=2, stages=2), FewRowsConfig(1)], ids=["clusters", "warps"]
+    "config", [MoreRowsConfig(splits=2, stages=2), FewRowsConfig(1)], ids=["clusters", "warps"]
 )
 def test_matrices_that_share_x_give_what_each_gives_alone(config: matmul_mosaic_gpu.Config) -> None:
     """One launch for all, whether or not they share arrays, and one for each of a mixture."""
@@ -143,14 +143,14 @@ def test_matmul_multiplies_any_number_of_rows(n: int) -> None:
 @pytest.mark.parametrize(
     ("codec", "out", "n", "config"),
     [
-        ("window", 128, 65, MatmulConfig(splits=2, stages=2, down=2)),
-        ("window", 200, 40, MatmulConfig(splits=1, stages=2, down=2)),
-        ("bf16", 192, 200, MatmulConfig(splits=2, stages=1, down=4)),
+        ("window", 128, 65, MoreRowsConfig(splits=2, stages=2, down=2)),
+        ("window", 200, 40, MoreRowsConfig(splits=1, stages=2, down=2)),
+        ("bf16", 192, 200, MoreRowsConfig(splits=2, stages=1, down=4)),
     ],
     ids=["two rows", "a row too few", "three rows of four"],
 )
 def test_rows_of_units_that_share_x_give_the_sum(
-    codec: str, out: int, n: int, config: MatmulConfig
+    codec: str, out: int, n: int, config: MoreRowsConfig
 ) -> None:
     w, x = gaussian_weight(out, 512, seed=1), activations(n, 512, seed=2)
     (y,), _ = matmul_mosaic_gpu.matmul(
@@ -189,10 +189,10 @@ def test_more_rows_than_a_launch_has_are_multiplied_where_that_decodes_nothing_d
 def test_buffers_fit_shared_memory_whatever_was_measured() -> None:
     """With pages a CTA needs more, and then has fewer rows of units; the slices stay."""
     t = encode(gaussian_weight(512, 512, seed=1))
-    config = MatmulConfig(splits=2, stages=2, down=2)
+    config = MoreRowsConfig(splits=2, stages=2, down=2)
     for held, down in ((None, 2), (residency(t, FILLS), 1)):
         stream, _ = UnitStream.of((t,), held, config.stages, Lanes(interpret=False))
-        _, fitting = matmul_mosaic_gpu._that_fit(stream, config, 128)
+        _, fitting = more_rows_mosaic_gpu.that_fit(stream, config, 128)
         assert (fitting.splits, fitting.down) == (2, down)
 
 
@@ -201,7 +201,7 @@ def test_slices_of_different_lengths_give_the_sum(splits: int) -> None:
     """Four units across: one slice of all, and three of 2, 1 and 1."""
     case = CASES[0]
     x = activations(2, case.shape[1], seed=2)
-    config = MatmulConfig(splits=splits, stages=1)
+    config = MoreRowsConfig(splits=splits, stages=1)
     (y,), _ = matmul_mosaic_gpu.matmul(
         x, (case.tiled(),), None, NO_TILE, config=config, interpret=True
     )
@@ -211,7 +211,7 @@ def test_slices_of_different_lengths_give_the_sum(splits: int) -> None:
 
 def test_a_slice_of_more_tiles_than_lanes_is_refused() -> None:
     case = Case("wide", (64, 130 * 128), codec="bf16", tile=(64, 128))
-    config = MatmulConfig(splits=1, stages=2)
+    config = MoreRowsConfig(splits=1, stages=2)
     with pytest.raises(UserError, match="encode it with wider tiles"):
         matmul_mosaic_gpu.matmul(
             activations(1, case.shape[1], seed=1),
@@ -240,7 +240,7 @@ def test_warps_that_take_turns_give_the_sum(k: int, warpgroups: int) -> None:
 def test_every_split_of_k_gives_the_sum(splits: int) -> None:
     case = CASES[0]
     x = activations(2, case.shape[1], seed=2)
-    config = MatmulConfig(splits=splits, stages=2)
+    config = MoreRowsConfig(splits=splits, stages=2)
     (y,), _ = matmul_mosaic_gpu.matmul(
         x, (case.tiled(),), None, NO_TILE, config=config, interpret=True
     )

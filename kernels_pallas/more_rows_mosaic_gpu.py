@@ -1,0 +1,201 @@
+"""Product with more rows of x as a Mosaic GPU kernel: units go to the wide matrix unit.
+
+Each CTA multiplies a few rows of units, one a warpgroup, by a slice of K of x, which they share.
+The CTAs of the same rows are a cluster, which adds their sums in a fixed order through shared
+memory.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency
+from kernels_pallas.lanes import SWIZZLE_TRANSFORMS
+from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
+from kernels_pallas.unit_stream import UnitStream
+from kernels_pallas.unit_walk import UnitWalk
+
+# Of x, what a launch multiplies at most, and what it is padded to.
+MAX_ROWS = 256
+ROW_STEPS = (16, 32, 64, 128, MAX_ROWS)
+# Of shared memory, what a CTA may have on Hopper less some for barriers and alignment.
+_MOST_SHARED = 223 * 2**10
+# Rows of units times rows of x of a CTA, whose sums leave enough registers for the rest.
+_MOST_SUMS = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class MoreRowsConfig:
+    """How the work is cut for more than 8 rows.
+
+    Attributes:
+      splits: slices of K, each a CTA of a cluster of at most 8.
+      stages: units in flight in each row of units of a CTA.
+      down: rows of units of a CTA.
+    """
+
+    splits: int
+    stages: int
+    down: int = 1
+
+
+def _rows_of(count: int) -> int:
+    """Rows of x in the kernel, of which the last may be zeros."""
+    return next(step for step in ROW_STEPS if step >= count)
+
+
+def buffers_of(stream: UnitStream, splits: int, down: int, count: int) -> dict[str, Any]:
+    """Shared memory but for barriers, for `count` rows of x."""
+    received = (down, stream.lanes.received_size(count, splits))
+    x_shape = (stream.stages, _rows_of(count), UNIT_COLUMNS)
+    return stream.scratch(staged=False, walks=(down,)) | {
+        "received": plgpu.SMEM(received, jnp.float32),
+        "x_buffer": plgpu.SMEM(x_shape, jnp.bfloat16, transforms=SWIZZLE_TRANSFORMS),
+    }
+
+
+def that_fit(
+    stream: UnitStream, config: MoreRowsConfig, count: int
+) -> tuple[UnitStream, MoreRowsConfig]:
+    """The same with as many rows of units a CTA, and then stages, as fit a multiprocessor.
+
+    Pages take more shared memory than settings were measured with. The order of sums stays: it is
+    that of `splits`.
+    """
+    while config.down > 1 or stream.stages > 1:
+        buffers = buffers_of(stream, config.splits, config.down, count).values()
+        shared = sum(math.prod(each.shape) * each.dtype.itemsize for each in buffers)
+        if shared <= _MOST_SHARED and config.down * _rows_of(count) <= _MOST_SUMS:
+            break
+        if config.down > 1:
+            config = dataclasses.replace(config, down=config.down // 2)
+        else:
+            stream = dataclasses.replace(stream, stages=stream.stages - 1)
+    return stream, config
+
+
+@functools.partial(jax.jit, static_argnames=("stream", "splits", "down"))
+def multiply(
+    x: jax.Array,
+    sources: tuple[dict[str, jax.Array], ...],
+    residency: Residency | None,
+    first_tile: jax.Array,
+    stream: UnitStream,
+    splits: int,
+    down: int,
+) -> tuple[jax.Array, Residency | None]:
+    """float32[N, rows of all the stream's units], and the residency afterwards."""
+    rows = _rows_of(x.shape[0])
+    interpret = stream.lanes.interpret
+    least, longer = divmod(stream.units_across, splits)
+    operands = stream.operands(sources, residency, first_tile)
+    names = tuple(operands)
+    padding = -x.shape[1] % UNIT_COLUMNS
+    x_padded = jnp.pad(x, ((0, rows - x.shape[0]), (0, padding)))
+
+    cta_rows = -(-stream.units_down // down)
+
+    def body(
+        *refs: Any, barriers: Any, x_arrived: Any, x_read: Any, x_buffer: Any, **scratch: Any
+    ) -> None:
+        bound = dict(zip((*names, "x", "out"), refs, strict=True))
+        mine, split = jax.lax.axis_index("warpgroup"), jax.lax.axis_index("split")
+        bound |= {name: ref.at[mine] for name, ref in scratch.items()}
+        # Beyond the last row of units, the last is multiplied again: to the same bits.
+        row = jax.lax.axis_index("row") * down + mine
+        row = jnp.minimum(row, stream.units_down - 1)
+        first_unit = split * least + jnp.minimum(split, longer)
+        steps = least + (split < longer).astype(jnp.int32) if longer else least
+        walk = UnitWalk.start(stream, bound, row, first_unit)
+
+        def barrier(stage: Any) -> Any:
+            return barriers.at[mine * stream.stages + stage]
+
+        def fetch_x(step: Any, stage: Any) -> None:
+            columns = pl.ds((first_unit + step) * UNIT_COLUMNS, UNIT_COLUMNS)
+            part_of_x = bound["x"].at[:, columns]
+            plgpu.copy_gmem_to_smem(part_of_x, x_buffer.at[stage], x_arrived.at[stage])
+
+        @pl.when(mine == 0)
+        def _() -> None:
+            for stage in range(stream.stages):
+                fetch_x(jnp.int32(stage), stage)
+
+        for stage in range(stream.stages):
+            walk.fetch(jnp.int32(stage), stage, barrier(stage))
+        received = bound["received"]
+        stream.lanes.prepare_sum(received, x.shape[0], splits)
+        walk = walk.prepare()
+
+        def accumulate(sums: Any) -> jax.Array:
+            def multiply(step: jax.Array, carry: None) -> None:
+                del carry
+                stage = jax.lax.rem(step, stream.stages)
+                plgpu.barrier_wait(barrier(stage))
+                plgpu.barrier_wait(x_arrived.at[stage])
+                x_unit = x_buffer.at[stage].transpose((1, 0))
+                if stream.width is None:
+                    plgpu.wgmma(sums, bound["units"].at[stage], x_unit)
+                else:
+                    staging = bound["units"].at[stage] if interpret else None
+                    stream.lanes.multiply(sums, walk.unit(step, stage), x_unit, staging)
+                walk.record(step)
+                plgpu.wgmma_wait(0)
+                # Every lane has read the stage's buffers.
+                plgpu.commit_smem()
+
+                @pl.when(step + stream.stages < steps)
+                def _() -> None:
+                    plgpu.barrier_arrive(x_read.at[stage])
+                    walk.fetch(step + stream.stages, stage, barrier(stage))
+
+                    @pl.when(mine == 0)
+                    def _() -> None:
+                        plgpu.barrier_wait(x_read.at[stage])
+                        fetch_x(step + stream.stages, stage)
+
+            jax.lax.fori_loop(0, steps, multiply, None)
+            return sums[...]
+
+        sums = pl.run_scoped(accumulate, plgpu.ACC((UNIT_ROWS, rows), jnp.float32))
+        here = bound["out"].at[:, pl.ds(row * UNIT_ROWS, UNIT_ROWS)]
+        if interpret:
+            here = bound["out"].at[split, :, pl.ds(row * UNIT_ROWS, UNIT_ROWS)]
+        stream.lanes.store_sum(here, received, sums, x.shape[0], splits)
+
+    scratch = buffers_of(stream, splits, down, x.shape[0]) | {
+        "x_arrived": plgpu.Barrier(num_barriers=stream.stages),
+        "x_read": plgpu.Barrier(num_arrivals=down, num_barriers=stream.stages),
+        "barriers": plgpu.Barrier(
+            num_arrivals=UnitWalk.arrivals(stream), num_barriers=down * stream.stages
+        ),
+    }
+    shape: tuple[int, ...] = (x.shape[0], stream.units_down * UNIT_ROWS)
+    # The interpreter does not add up: its CTAs are on their own.
+    mesh: dict[str, Any] = {
+        "grid": (cta_rows,),
+        "grid_names": ("row",),
+        "cluster": (splits,),
+        "cluster_names": ("split",),
+    }
+    if interpret:
+        mesh = {"grid": (cta_rows, splits), "grid_names": ("row", "split")}
+        shape = (splits, *shape)
+    kernel = plgpu.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct(shape, jnp.float32),
+        num_threads=down,
+        thread_name="warpgroup",
+        scratch_types=scratch,
+        compiler_params=LANE_SEMANTICS,
+        interpret=interpreter(interpret),
+        **mesh,
+    )
+    y = kernel(*operands.values(), x_padded)
+    return (y.sum(axis=0) if interpret else y), stream.residency(residency, operands)
