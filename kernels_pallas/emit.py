@@ -164,6 +164,7 @@ def emit_patch(
     odd: ir.Value,
     *values: ir.Value,
     record: int,
+    ahead: int | None = None,
 ) -> list[ir.Value]:
     """Emits a lane's `Lanes.patch`.
 
@@ -178,6 +179,8 @@ def emit_patch(
       even, odd: row bases of even and odd registers.
       *values: the 32 registers.
       record: RECORD.
+      ahead: rounds that are made without asking whether there are any; None for as many as are
+        fast where units are unpacked.
     """
     word = ir.IntegerType.get_signless(32)
     last = arith.constant(word, 2 * (record - window_records.RECORD_HEADER) - 1)
@@ -237,7 +240,7 @@ def emit_patch(
     starts = read(arith.constant(word, window_records.WARPS))
     first = field(arith.shrui(starts, arith.shli(warp, arith.constant(word, 3))), 0, 0xFF)
     bitmap, found = read(warp), []
-    for _ in range(_ROUNDS[record > _LONG_RECORD]):
+    for _ in range(_ROUNDS[record > _LONG_RECORD] if ahead is None else ahead):
         register, mask, bitmap, first = look_up(bitmap, first)
         found.append((register, mask))
     for register, mask in found:

@@ -364,7 +364,8 @@ class Warps(Lanes):
 
         def emit(number: ir.Value, warp: ir.Value, *rest: ir.Value) -> list[ir.Value]:
             held, values = rest[2 : 2 + parts], rest[2 + parts :]
-            return _emit_patch_warp(number, warp, rest[:2], held, values, size)
+            # What is looked up ahead takes the registers of a fifth warpgroup.
+            return _emit_patch_warp(number, warp, rest[:2], held, values, size, ahead=0)
 
         operands = [self.index(), warp, *bias, *record, *registers]
         return in_lanes(emit, operands, len(registers))
@@ -427,10 +428,12 @@ def _emit_patch_warp(
     record: Sequence[ir.Value],
     registers: Sequence[ir.Value],
     size: int,
+    ahead: int | None = None,
 ) -> list[ir.Value]:
     """Emits `Warps.patch_warp`; `number` is the lane's in the warpgroup."""
     lane = arith.andi(number, arith.constant(word_type(), WARP_LANES - 1))
-    return emit_patch(_reader(record), warp, lane, *bias, *registers, record=size)
+    held = _reader(record)
+    return emit_patch(held, warp, lane, *bias, *registers, record=size, ahead=ahead)
 
 
 def _reader(record: Sequence[ir.Value]) -> Callable[[ir.Value], ir.Value]:
