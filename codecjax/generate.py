@@ -143,7 +143,14 @@ class Generator:
     @property
     def implementations(self) -> dict[str, str]:
         """The implementation of each op that this generator runs."""
-        return {"matmul": self._implementation, "decode": self._implementation}
+        attention = kernels_pallas.attention_implementation(
+            self._implementation, self._model.config.head_dim
+        )
+        return {
+            "matmul": self._implementation,
+            "decode": self._implementation,
+            "attention": attention,
+        }
 
     def compile(self, prompt_length: int) -> float:
         """Compiles the steps of greedy runs with prompts of this length, and of most others.

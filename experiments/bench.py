@@ -117,12 +117,15 @@ def run_suite(suite: str, settings: Settings, output: Path, console: Console) ->
     """Measures a suite and writes its record as it goes, then its picture."""
     place = Place.here(settings.bandwidth)
     ran = settings.implementation
+    implementations = {"matmul": ran, "decode": ran}
+    if suite == bench_step.SUITE:
+        implementations["attention"] = bench_step.attention(ran)
     rows: list[dict[str, Any]] = []
     for new in SUITES[suite](settings):
         rows += [row.record(place) for row in new]
         # Written each time, so that an interruption costs no more than one shape.
         record = {
-            "environment": environment.describe({"matmul": ran, "decode": ran}),
+            "environment": environment.describe(implementations),
             "copy_bytes_per_second": settings.bandwidth,
             "rows": rows,
         }

@@ -29,6 +29,7 @@ from experiments.bench_settings import Settings, backend, repeats
 from experiments.shapes import SHAPES
 from experiments.timing import host_share, slope
 from experiments.traffic import weight_traffic
+from kernels_pallas.attention import attention_implementation
 from kernels_pallas.implementations import XLA
 
 SUITE = "step"
@@ -145,6 +146,12 @@ def measure(settings: Settings) -> Iterator[list[Row]]:
     """Rows model by model: bf16 by XLA and by our kernels, then the codecs by our kernels."""
     for name in settings.chosen(DEFAULT, KNOWN):
         yield from _rows(name, settings)
+
+
+def attention(implementation: str) -> str:
+    """What attends in the steps of that implementation."""
+    found = {attention_implementation(implementation, each.head_dim) for each in MODELS.values()}
+    return ", ".join(sorted(found))
 
 
 def _rows(name: str, settings: Settings) -> Iterator[list[Row]]:

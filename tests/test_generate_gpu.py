@@ -43,7 +43,11 @@ def run(model: Model, policy: str, pages: int) -> list[GeneratedStep]:
         implementation=MOSAIC_GPU,
         steps=NEW,
     )
-    assert generator.implementations == {"matmul": MOSAIC_GPU, "decode": MOSAIC_GPU}
+    assert generator.implementations == {
+        "matmul": MOSAIC_GPU,
+        "decode": MOSAIC_GPU,
+        "attention": "triton",
+    }
     return list(generator.run(PROMPT, NEW, keep_logits=True))
 
 

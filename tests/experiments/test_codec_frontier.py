@@ -100,7 +100,7 @@ def test_the_usual_program_runs_it_and_goes_on_where_it_stopped(
     assert window["fronts"] == ["speed", "memory", "perplexity", "divergence"]
     assert set(bf16["fronts"]) <= {"speed", "memory"}
     assert record["config"]["quality"]["characters"] == 60
-    assert record["environment"]["implementations"] == {"matmul": "xla", "decode": "xla"}
+    assert set(record["environment"]["implementations"].values()) == {"xla"}
     assert (record["left_out"], record["failed"]) == ({}, {})
     assert (workdir / "frontier.png").read_bytes().startswith(b"\x89PNG")
     page = (workdir / "report.md").read_text()
