@@ -182,16 +182,10 @@ def pooled(codec: str, matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ..
     """The same matrices, in arrays that they share where the codec can do that.
 
     Args:
-      codec: of all matrices, with equal tiles; those with equal options share.
+      codec: of all matrices, with equal tiles.
       matrices: each in arrays of its own.
     """
-    result = list(matrices)
-    for options in dict.fromkeys(t.options for t in matrices):
-        alike = [place for place, t in enumerate(matrices) if t.options == options]
-        shared = codec_module(codec).pooled([matrices[place] for place in alike])
-        for place, t in zip(alike, shared, strict=True):
-            result[place] = t
-    return tuple(result)
+    return tuple(codec_module(codec).pooled(matrices))
 
 
 __all__ = [

@@ -21,6 +21,7 @@ A matrix that this would expand (few rows, random exponents) is stored as the si
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,6 @@ VERSION = 3
 BY_SHAPE = 0
 OPTIONS = {"width": 11}
 CHOICES = {"width": (*window_layout.WORDS, BY_SHAPE)}
-pooled = window_pool.pooled
 needs_decode = verbatim.needs_decode
 
 
@@ -104,6 +104,17 @@ def encode(w: jax.Array, tile: tuple[int, int], width: int) -> TiledMatrix:
     by_tile = {"words": words, "escapes": records_of(w, flags, tile, record)}
     arrays = {**verbatim.with_verbatim(by_tile, w, compressed, tile), "base": base}
     return TiledMatrix(arrays, "window", VERSION, shape, tile, options)
+
+
+def pooled(matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:
+    """As `window_pool.pooled`, a pool for each width."""
+    result = list(matrices)
+    for options in dict.fromkeys(t.options for t in matrices):
+        alike = [place for place, t in enumerate(matrices) if t.options == options]
+        shared = window_pool.pooled([matrices[place] for place in alike])
+        for place, t in zip(alike, shared, strict=True):
+            result[place] = t
+    return tuple(result)
 
 
 def decode_compressed(
