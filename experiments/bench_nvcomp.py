@@ -18,6 +18,7 @@ import numpy as np
 
 from codecjax.errors import UserError
 from experiments.bench_matrices import applications
+from experiments.bench_nvcomp_process import COPIES
 from experiments.bench_rows import Row
 from experiments.bench_settings import repeats
 from experiments.timing import Timing
@@ -36,7 +37,7 @@ def trials(bits: np.ndarray) -> list[dict[str, Any]]:
       UserError: nvCOMP cannot run here.
     """
     # Compressed, they are two thirds.
-    numbers = (applications(2, 5 * bits.nbytes // 3), repeats())
+    numbers = (applications(COPIES, 5 * bits.nbytes // 3), repeats())
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "bits.npy"
         np.save(file, bits, allow_pickle=False)

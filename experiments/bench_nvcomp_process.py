@@ -24,7 +24,7 @@ _POLICIES = ("CONCURRENCY", "LATENCY")
 # nvCOMP's mode for numbers of 16 bits.
 _DATA_TYPE = "<f2"
 # Copies of the compressed matrix that are decoded in turn.
-_COPIES = 2
+COPIES = 2
 # Rounds over them that are started without waiting in between, for the slope.
 _CALLS = (1, 5)
 
@@ -45,8 +45,8 @@ class Decoder:
         plain = cupy.asarray(self._wanted)
         cupy.cuda.Device().synchronize()
         source = nvcomp.as_array(plain, self._stream.ptr)
-        self._compressed = [self._codec.encode(source) for _ in range(_COPIES)]
-        self.outputs = [cupy.empty(self._wanted.size, cupy.uint8) for _ in range(_COPIES)]
+        self._compressed = [self._codec.encode(source) for _ in range(COPIES)]
+        self.outputs = [cupy.empty(self._wanted.size, cupy.uint8) for _ in range(COPIES)]
         self._configs = [self._codec.decompression_config(each) for each in self._compressed]
         self._stream.synchronize()
 
@@ -55,13 +55,13 @@ class Decoder:
         return int(self._compressed[0].buffer_size)
 
     def exact(self) -> bool:
-        self.run(_COPIES)
+        self.run(COPIES)
         return all(np.array_equal(output.get(), self._wanted) for output in self.outputs)
 
     def run(self, count: int) -> None:
         """Decodes `count` times and waits for the device."""
         for index in range(count):
-            copy = index % _COPIES
+            copy = index % COPIES
             self._codec.decode(
                 self._compressed[copy],
                 data_type="|u1",
@@ -100,7 +100,7 @@ def measure(bits: np.ndarray, count: int, repeats: int) -> list[dict[str, Any]]:
                 "seconds": timing.seconds,
                 "spread": timing.spread,
                 "bytes": decoder.nbytes,
-                "rotated_bytes": _COPIES * decoder.nbytes,
+                "rotated_bytes": COPIES * decoder.nbytes,
                 "exact": exact,
             }
         )

@@ -173,7 +173,7 @@ class Rows:
         return squares
 
     def _scaled(
-        self, refs: dict[str, Any], row: int, quad: jax.Array
+        self, refs: dict[str, Any], row: jax.Array | int, quad: jax.Array
     ) -> tuple[list[jax.Array], jax.Array]:
         """Words of quads times the norm's scales, and the sums of the quads' squares."""
         index = jnp.uint32(row * self.columns) + quad * jnp.uint32(_QUAD)
@@ -187,7 +187,9 @@ class Rows:
         ]
         return self._pairs(values), sum((value * value for value in found[1:]), found[0] * found[0])
 
-    def _gated(self, refs: dict[str, Any], row: int, quad: jax.Array) -> list[jax.Array]:
+    def _gated(
+        self, refs: dict[str, Any], row: jax.Array | int, quad: jax.Array
+    ) -> list[jax.Array]:
         """Words of quads of silu(gate) * up."""
         index = jnp.uint32(2 * row * self.columns) + quad * jnp.uint32(_QUAD)
         gates = self._floats(refs["x"], index)

@@ -40,7 +40,6 @@ DOWN = (1, 2, 4)
 # Rows of x from which units that share it save more than they wait for one another.
 _SHARED_ROWS = 64
 
-
 Config = MoreRowsConfig | FewRowsConfig
 
 
@@ -250,6 +249,6 @@ def _product(
         )
         return y, residency
     y, residency = more_rows_mosaic_gpu.multiply(
-        value_of(x), sources, residency, first_tile, stream, config.splits, config.down
+        value_of(x), sources, residency, first_tile, stream, config
     )
     return y if added is None else added + y, residency

@@ -50,11 +50,11 @@ def _rows_of(count: int) -> int:
     return next(step for step in ROW_STEPS if step >= count)
 
 
-def buffers_of(stream: UnitStream, splits: int, down: int, count: int) -> dict[str, Any]:
+def _buffers(stream: UnitStream, config: MoreRowsConfig, count: int) -> dict[str, Any]:
     """Shared memory but for barriers, for `count` rows of x."""
-    received = (down, stream.lanes.received_size(count, splits))
+    received = (config.down, stream.lanes.received_size(count, config.splits))
     x_shape = (stream.stages, _rows_of(count), UNIT_COLUMNS)
-    return stream.scratch(staged=False, walks=(down,)) | {
+    return stream.scratch(staged=False, walks=(config.down,)) | {
         "received": plgpu.SMEM(received, jnp.float32),
         "x_buffer": plgpu.SMEM(x_shape, jnp.bfloat16, transforms=SWIZZLE_TRANSFORMS),
     }
@@ -69,7 +69,7 @@ def that_fit(
     that of `splits`.
     """
     while config.down > 1 or stream.stages > 1:
-        buffers = buffers_of(stream, config.splits, config.down, count).values()
+        buffers = _buffers(stream, config, count).values()
         shared = sum(math.prod(each.shape) * each.dtype.itemsize for each in buffers)
         if shared <= _MOST_SHARED and config.down * _rows_of(count) <= _MOST_SUMS:
             break
@@ -80,18 +80,17 @@ def that_fit(
     return stream, config
 
 
-@functools.partial(jax.jit, static_argnames=("stream", "splits", "down"))
+@functools.partial(jax.jit, static_argnames=("stream", "config"))
 def multiply(
     x: jax.Array,
     sources: tuple[dict[str, jax.Array], ...],
     residency: Residency | None,
     first_tile: jax.Array,
     stream: UnitStream,
-    splits: int,
-    down: int,
+    config: MoreRowsConfig,
 ) -> tuple[jax.Array, Residency | None]:
     """float32[N, rows of all the stream's units], and the residency afterwards."""
-    rows = _rows_of(x.shape[0])
+    rows, splits, down = _rows_of(x.shape[0]), config.splits, config.down
     interpret = stream.lanes.interpret
     least, longer = divmod(stream.units_across, splits)
     operands = stream.operands(sources, residency, first_tile)
@@ -169,7 +168,7 @@ def multiply(
             here = bound["out"].at[split, :, pl.ds(row * UNIT_ROWS, UNIT_ROWS)]
         stream.lanes.store_sum(here, received, sums, x.shape[0], splits)
 
-    scratch = buffers_of(stream, splits, down, x.shape[0]) | {
+    scratch = _buffers(stream, config, x.shape[0]) | {
         "x_arrived": plgpu.Barrier(num_barriers=stream.stages),
         "x_read": plgpu.Barrier(num_arrivals=down, num_barriers=stream.stages),
         "barriers": plgpu.Barrier(

@@ -5,7 +5,7 @@ factor; its diagonal are the mean squares of the inputs.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from codecjax.models.config import LlamaConfig
 from codecjax.models.linear import TiledLinear
 from codecjax.models.llama import Llama
 from codecjax.models.parameters import sharing_inputs
-from codecjax.tiles import Residency, TiledMatrix
+from codecjax.tiles import Residency
 from kernels_pallas.inputs import Input, value_of
 
 # Windows of one batch.
@@ -54,15 +54,11 @@ def _product_sums(
         """Notes the products of its inputs; the model uses its projections in order."""
 
         def __call__(
-            self,
-            x: Input,
-            residency: Residency | None,
-            added: jax.Array | None = None,
-            following: Sequence[TiledMatrix] = (),
+            self, x: Input, *rest: Any, **options: Any
         ) -> tuple[tuple[jax.Array, ...], Residency | None]:
             inputs = value_of(x)
             sums.append(jnp.matmul(inputs.T, inputs, precision=jax.lax.Precision.HIGHEST))
-            return super().__call__(x, residency, added, following)
+            return super().__call__(x, *rest, **options)
 
     llama = Llama(config, tree, linear=Watched)
     hidden, _, _ = llama.hidden(tokens)
