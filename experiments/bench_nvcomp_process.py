@@ -28,6 +28,9 @@ COPIES = 2
 # Rounds over them that are started without waiting in between, for the slope.
 _CALLS = (1, 5)
 
+# Once a codec is deleted, nvCOMP finds no device or crashes: none is, before the process ends.
+_ALIVE: list["Decoder"] = []
+
 
 class Decoder:
     """Copies of a matrix that nvCOMP compressed, which it decodes in turn, in one stream."""
@@ -94,6 +97,7 @@ def measure(bits: np.ndarray, count: int, repeats: int) -> list[dict[str, Any]]:
     found = []
     for options in _options():
         decoder = Decoder(bits, options)
+        _ALIVE.append(decoder)
         exact, timing = decoder.exact(), decoder.time(count, repeats)
         found.append(
             {
