@@ -96,7 +96,7 @@ def _pair(register: ir.Value) -> list[ir.Value]:
 
 
 def _store_pair(
-    out: ir.Value, lane: ir.Value, position: ir.Value, pair: Sequence[ir.Value], columns: int
+    out: ir.Value, lane: ir.Value, position: ir.Value, pair: Sequence[ir.Value], columns: ir.Value
 ) -> None:
     """Stores a lane's register number `position` of wgmma's sums to its place in [columns, 64]."""
     word = ir.IntegerType.get_signless(32)
@@ -109,7 +109,7 @@ def _store_pair(
     )
     for offset, value in enumerate(pair):
         column = arith.addi(first, arith.constant(word, offset))
-        inside = arith.cmpi(arith.CmpIPredicate.ult, column, arith.constant(word, columns))
+        inside = arith.cmpi(arith.CmpIPredicate.ult, column, columns)
         branch = scf.IfOp(inside)
         with ir.InsertionPoint(branch.then_block):
             memref.store(value, out, [index_of(column), index_of(row)])
@@ -143,6 +143,11 @@ class Lanes:
             return [number]
 
         return in_lanes(read, [], 1)[0]
+
+    def in_each(self, value: jax.Array) -> jax.Array:
+        """uint32[128]: an int32 scalar in each lane."""
+        everywhere = jnp.broadcast_to(value, (LANES,)).astype(jnp.uint32)
+        return plgpu.layout_cast(everywhere, LANE_LAYOUT)
 
     def spread(self, word: jax.Array, high: bool) -> jax.Array:
         """`window_layout.spread_bytes` in one instruction."""
@@ -232,7 +237,13 @@ class Lanes:
         return list(apply(record, self.index(), *bias, *registers))
 
     def store_sum(
-        self, out: Any, received: Any, sums: jax.Array, columns: int, splits: int
+        self,
+        out: Any,
+        received: Any,
+        sums: jax.Array,
+        columns: int,
+        splits: int,
+        inside: jax.Array | None = None,
     ) -> None:
         """Writes the first columns of the cluster's sum, transposed, to a [columns, 64] ref.
 
@@ -249,21 +260,27 @@ class Lanes:
           sums: float32[64, n], n a multiple of 8.
           columns: at most n.
           splits: CTAs of the cluster.
+          inside: int32 scalar, beyond how many columns nothing is stored, if there are fewer.
         """
         if self.interpret:
             out[...] = sums[:, :columns].T
             return
+        inside = jnp.int32(columns) if inside is None else jnp.minimum(inside, columns)
         layout = plgpu.Layout.WGMMA
         used, depth = _used_registers(columns), _owned_registers(columns, splits)
 
-        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), layout, LANE_LAYOUT))
-        def store(_: Any, out: ir.Value, received: ir.Value, sums: Any, lane: Any) -> None:
+        @plgpu.inline_mgpu(
+            arg_types=(plgpu.RefType(), plgpu.RefType(), layout, LANE_LAYOUT, LANE_LAYOUT)
+        )
+        def store(
+            _: Any, out: ir.Value, received: ir.Value, sums: Any, lane: Any, inside: Any
+        ) -> None:
             word, float_ = ir.IntegerType.get_signless(32), ir.F32Type.get()
-            number = scalar(lane.registers.item())
+            number, end = scalar(lane.registers.item()), scalar(inside.registers.item())
             pairs = [_pair(register) for register in list(sums.registers.flat)[:used]]
             if splits == 1:
                 for position, pair in enumerate(pairs):
-                    _store_pair(out, number, arith.constant(word, position), pair, columns)
+                    _store_pair(out, number, arith.constant(word, position), pair, end)
                 return
             rank = ptx("mov.u32 $0, %cluster_ctarank;")()
             barrier = address(received, shared=True)
@@ -306,10 +323,10 @@ class Lanes:
                         )
                         total = [arith.addf(old, new) for old, new in zip(total, pair, strict=True)]
                     position = arith.addi(rank, arith.constant(word, turn * splits))
-                    _store_pair(out, number, position, total, columns)
+                    _store_pair(out, number, position, total, end)
                 scf.yield_([])
 
-        store(out, received, sums, self.index())
+        store(out, received, sums, self.index(), self.in_each(inside))
 
     def prepare_sum(self, received: Any, columns: int, splits: int) -> None:
         """Makes `received` ready for `store_sum`; to be called by all CTAs at their start."""

@@ -60,8 +60,8 @@ def matmul_all(
       following: matrices that are multiplied after these; a kernel may ask the L2 cache for them.
       implementation: "xla", "mosaic_gpu", or None for the fastest that can run here.
         mosaic_gpu multiplies up to 256 rows of x in one fused kernel, which has all of the
-        matrices where they are stored alike, and up to 512 in two where no pages are involved;
-        for more rows it decodes each matrix once and leaves the product to XLA.
+        matrices where they are stored alike, and up to 512 where no pages are involved; for more
+        rows it decodes each matrix once and leaves the product to XLA.
         Entropy-coded matrices are decoded before a kernel multiplies, but for rans and up to 8
         rows of x.
 

@@ -7,7 +7,6 @@ leave most of the GPU idle.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,7 @@ from kernels_pallas.prefetch import stretches
 from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream
 from kernels_pallas.warps import WARPS
 
-# Up to which launches that each decode take less time than decoding once before a product.
+# Up to which parts of x for each of which a kernel decodes take less time than decoding first.
 _MOST_ROWS = 2 * MAX_ROWS
 SPLITS = (1, 2, 4, 8)
 DOWN = (1, 2, 4)
@@ -49,6 +48,7 @@ def choose_config(units_down: int, units_across: int, batch: int) -> Config:
     For more than 8 rows the guess is slices of two units at least: as many as a cluster has CTAs
     where the weights decide, and where x does, two rows of units in a CTA and enough CTAs.
     """
+    batch = min(batch, MAX_ROWS)
     tuned = tuning.settings(tuning.MATMUL, units_down, units_across, batch)
     if batch <= few_rows_mosaic_gpu.MAX_ROWS:
         if tuned is not None:
@@ -89,8 +89,8 @@ def _fitting(units_across: int) -> list[int]:
 def multiplies(rows: int, matrices: Sequence[TiledMatrix], residency: Residency | None) -> bool:
     """Whether `matmul` is the way to multiply so many rows of x.
 
-    With more than one launch's, tiles are decoded as often: not if they go into pages meanwhile,
-    and not where decoding is what takes time.
+    With more than a CTA's, units are decoded as often: not if they go into pages meanwhile, and not
+    where decoding is what takes time.
     """
     if rows <= MAX_ROWS:
         return True
@@ -120,17 +120,6 @@ def matmul(
     a dense matrix first, unless x has few rows and the codec is in FUSED. `added` and
     `following` are as in `kernels_pallas.matmul_all`.
     """
-    if x.shape[0] > MAX_ROWS:
-        options: dict[str, Any] = {"config": config, "interpret": interpret}
-        whole, parts = value_of(x), []
-        for first in range(0, whole.shape[0], MAX_ROWS):
-            rows = slice(first, first + MAX_ROWS)
-            more = None if added is None else added[rows]
-            y, residency = matmul(
-                whole[rows], matrices, residency, first_tile, more, following, **options
-            )
-            parts.append(y)
-        return tuple(jnp.concatenate(each) for each in zip(*parts, strict=True)), residency
     units_down = sum(t.unit_grid[0] for t in matrices)
     units_across = matrices[0].unit_grid[1]
     config = config or choose_config(units_down, units_across, x.shape[0])

@@ -1,8 +1,8 @@
 """Product with more rows of x as a Mosaic GPU kernel: units go to the wide matrix unit.
 
-Each CTA multiplies a few rows of units, one a warpgroup, by a slice of K of x, which they share.
-The CTAs of the same rows are a cluster, which adds their sums in a fixed order through shared
-memory.
+Each CTA multiplies a few rows of units, one a warpgroup, by a slice of K of up to 256 rows of x,
+which they share. The CTAs of the same rows are a cluster, which adds their sums in a fixed order
+through shared memory.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
 from kernels_pallas.unit_stream import UnitStream
 from kernels_pallas.unit_walk import UnitWalk
 
-# Of x, what a launch multiplies at most, and what it is padded to.
+# Of x, what a CTA multiplies at most, and what it is padded to.
 MAX_ROWS = 256
 ROW_STEPS = (16, 32, 64, 128, MAX_ROWS)
 # Of shared memory, what a CTA may have on Hopper less some for barriers and alignment.
@@ -45,15 +45,20 @@ class MoreRowsConfig:
     down: int = 1
 
 
-def _rows_of(count: int) -> int:
-    """Rows of x in the kernel, of which the last may be zeros."""
-    return next(step for step in ROW_STEPS if step >= count)
+def _cut(count: int) -> tuple[int, int]:
+    """Into how many parts so many rows of x are cut, and the rows of a part.
+
+    Of the last part, the last rows may be zeros.
+    """
+    parts = -(-count // MAX_ROWS)
+    return parts, next(step for step in ROW_STEPS if step * parts >= count)
 
 
 def _buffers(stream: UnitStream, config: MoreRowsConfig, count: int) -> dict[str, Any]:
     """Shared memory but for barriers, for `count` rows of x."""
-    received = (config.down, stream.lanes.received_size(count, config.splits))
-    x_shape = (stream.stages, _rows_of(count), UNIT_COLUMNS)
+    _, rows = _cut(count)
+    received = (config.down, stream.lanes.received_size(min(count, rows), config.splits))
+    x_shape = (stream.stages, rows, UNIT_COLUMNS)
     return stream.scratch(staged=False, walks=(config.down,)) | {
         "received": plgpu.SMEM(received, jnp.float32),
         "x_buffer": plgpu.SMEM(x_shape, jnp.bfloat16, transforms=SWIZZLE_TRANSFORMS),
@@ -71,7 +76,7 @@ def that_fit(
     while config.down > 1 or stream.stages > 1:
         buffers = _buffers(stream, config, count).values()
         shared = sum(math.prod(each.shape) * each.dtype.itemsize for each in buffers)
-        if shared <= _MOST_SHARED and config.down * _rows_of(count) <= _MOST_SUMS:
+        if shared <= _MOST_SHARED and config.down * _cut(count)[1] <= _MOST_SUMS:
             break
         if config.down > 1:
             config = dataclasses.replace(config, down=config.down // 2)
@@ -90,13 +95,16 @@ def multiply(
     config: MoreRowsConfig,
 ) -> tuple[jax.Array, Residency | None]:
     """float32[N, rows of all the stream's units], and the residency afterwards."""
-    rows, splits, down = _rows_of(x.shape[0]), config.splits, config.down
+    splits, down, count = config.splits, config.down, x.shape[0]
+    parts, rows = _cut(count)
     interpret = stream.lanes.interpret
+    # What the last part has too many is not stored, but by the interpreter.
+    columns = min(count, rows)
     least, longer = divmod(stream.units_across, splits)
     operands = stream.operands(sources, residency, first_tile)
     names = tuple(operands)
     padding = -x.shape[1] % UNIT_COLUMNS
-    x_padded = jnp.pad(x, ((0, rows - x.shape[0]), (0, padding)))
+    x_padded = jnp.pad(x, ((0, parts * rows - count), (0, padding)))
 
     cta_rows = -(-stream.units_down // down)
 
@@ -105,6 +113,7 @@ def multiply(
     ) -> None:
         bound = dict(zip((*names, "x", "out"), refs, strict=True))
         mine, split = jax.lax.axis_index("warpgroup"), jax.lax.axis_index("split")
+        first_row = jax.lax.axis_index("part") * rows
         bound |= {name: ref.at[mine] for name, ref in scratch.items()}
         # Beyond the last row of units, the last is multiplied again: to the same bits.
         row = jax.lax.axis_index("row") * down + mine
@@ -117,8 +126,8 @@ def multiply(
             return barriers.at[mine * stream.stages + stage]
 
         def fetch_x(step: Any, stage: Any) -> None:
-            columns = pl.ds((first_unit + step) * UNIT_COLUMNS, UNIT_COLUMNS)
-            part_of_x = bound["x"].at[:, columns]
+            k = pl.ds((first_unit + step) * UNIT_COLUMNS, UNIT_COLUMNS)
+            part_of_x = bound["x"].at[pl.ds(first_row, rows), k]
             plgpu.copy_gmem_to_smem(part_of_x, x_buffer.at[stage], x_arrived.at[stage])
 
         @pl.when(mine == 0)
@@ -129,7 +138,7 @@ def multiply(
         for stage in range(stream.stages):
             walk.fetch(jnp.int32(stage), stage, barrier(stage))
         received = bound["received"]
-        stream.lanes.prepare_sum(received, x.shape[0], splits)
+        stream.lanes.prepare_sum(received, columns, splits)
         walk = walk.prepare()
 
         def accumulate(sums: Any) -> jax.Array:
@@ -163,29 +172,30 @@ def multiply(
             return sums[...]
 
         sums = pl.run_scoped(accumulate, plgpu.ACC((UNIT_ROWS, rows), jnp.float32))
-        here = bound["out"].at[:, pl.ds(row * UNIT_ROWS, UNIT_ROWS)]
-        if interpret:
-            here = bound["out"].at[split, :, pl.ds(row * UNIT_ROWS, UNIT_ROWS)]
-        stream.lanes.store_sum(here, received, sums, x.shape[0], splits)
+        place = (pl.ds(first_row, columns), pl.ds(row * UNIT_ROWS, UNIT_ROWS))
+        here = bound["out"].at[(split, *place) if interpret else place]
+        inside = count - first_row if count % columns else None
+        stream.lanes.store_sum(here, received, sums, columns, splits, inside)
 
-    scratch = _buffers(stream, config, x.shape[0]) | {
+    scratch = _buffers(stream, config, count) | {
         "x_arrived": plgpu.Barrier(num_barriers=stream.stages),
         "x_read": plgpu.Barrier(num_arrivals=down, num_barriers=stream.stages),
         "barriers": plgpu.Barrier(
             num_arrivals=UnitWalk.arrivals(stream), num_barriers=down * stream.stages
         ),
     }
-    shape: tuple[int, ...] = (x.shape[0], stream.units_down * UNIT_ROWS)
-    # The interpreter does not add up: its CTAs are on their own.
+    shape: tuple[int, ...] = (count, stream.units_down * UNIT_ROWS)
+    # Parts of x next to one another, so that they find their weights in the L2 cache.
     mesh: dict[str, Any] = {
-        "grid": (cta_rows,),
-        "grid_names": ("row",),
+        "grid": (cta_rows, parts),
+        "grid_names": ("row", "part"),
         "cluster": (splits,),
         "cluster_names": ("split",),
     }
+    # The interpreter does not add up: its CTAs are on their own. It stores whole parts.
     if interpret:
-        mesh = {"grid": (cta_rows, splits), "grid_names": ("row", "split")}
-        shape = (splits, *shape)
+        mesh = {"grid": (cta_rows, parts, splits), "grid_names": ("row", "part", "split")}
+        shape = (splits, parts * columns, shape[1])
     kernel = plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct(shape, jnp.float32),
@@ -197,4 +207,5 @@ def multiply(
         **mesh,
     )
     y = kernel(*operands.values(), x_padded)
-    return (y.sum(axis=0) if interpret else y), stream.residency(residency, operands)
+    y = y.sum(axis=0)[:count] if interpret else y
+    return y, stream.residency(residency, operands)

@@ -124,7 +124,7 @@ def test_batches(n: int) -> None:
 
 
 @pytest.mark.parametrize("codec", ["window", "bf16"])
-@pytest.mark.parametrize("n", [100, 256])
+@pytest.mark.parametrize("n", [100, 256, 300, 1000])
 def test_rows_of_units_that_share_x(codec: str, n: int) -> None:
     """Five rows of units, of which a CTA has two."""
     w, x = gaussian_weight(300, 1000, seed=1), activations(n, 1000, seed=2)
