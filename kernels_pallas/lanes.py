@@ -332,19 +332,25 @@ class Lanes:
         """Makes `received` ready for `store_sum`; to be called by all CTAs at their start."""
         if self.interpret or splits == 1:
             return
-        expected = 4 * (self.received_size(columns, splits) - _BARRIER_WORDS)
+        used = _used_registers(columns)
 
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), LANE_LAYOUT))
         def initialise(_: Any, received: ir.Value, lane: Any) -> None:
-            zero = arith.constant(ir.IntegerType.get_signless(32), 0)
+            word = ir.IntegerType.get_signless(32)
+            zero, all_ = arith.constant(word, 0), arith.constant(word, splits)
             first = arith.cmpi(arith.CmpIPredicate.eq, scalar(lane.registers.item()), zero)
             branch = scf.IfOp(first)
             with ir.InsertionPoint(branch.then_block):
+                # Where registers cannot be dealt evenly, the last CTAs have one less.
+                rank = ptx("mov.u32 $0, %cluster_ctarank;")()
+                dealt = arith.subi(arith.constant(word, used + splits - 1), rank)
+                owned = arith.divui(dealt, all_)
                 _effect(
                     "mbarrier.init.shared::cta.b64 [$0], 1; "
                     "fence.mbarrier_init.release.cluster; "
-                    f"mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {expected};",
+                    "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;",
                     address(received, shared=True),
+                    arith.muli(owned, arith.constant(word, splits * 8 * LANES)),
                 )
                 scf.yield_([])
             _effect("bar.warp.sync 0xffffffff; barrier.cluster.arrive.relaxed.aligned;")

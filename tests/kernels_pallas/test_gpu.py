@@ -135,6 +135,19 @@ def test_rows_of_units_that_share_x(codec: str, n: int) -> None:
         assert np.linalg.norm(np.asarray(y) - exact) < 1e-5 * np.linalg.norm(exact)
 
 
+@pytest.mark.parametrize("splits", [2, 4, 8])
+@pytest.mark.parametrize("n", [16, 33, 72, 200])
+def test_sums_that_cannot_be_dealt_evenly(n: int, splits: int) -> None:
+    """A cluster's CTAs add up as many registers each, or one less."""
+    w, x = gaussian_weight(300, 2048, seed=1), activations(n, 2048, seed=2)
+    exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
+    config = MoreRowsConfig(splits, 2)
+    for codec in ("window", "bf16"):
+        matrices = (encode(w, codec=codec),)
+        (y,), _ = matmul_mosaic_gpu.matmul(x, matrices, None, jnp.int32(0), config=config)
+        assert np.linalg.norm(np.asarray(y) - exact) < 1e-5 * np.linalg.norm(exact)
+
+
 @pytest.mark.parametrize("kind", [Normed, Gated])
 @pytest.mark.parametrize(("n", "k"), [(1, 2048), (3, 700), (8, 512)])
 def test_x_that_the_kernel_makes(kind: type[Made], n: int, k: int) -> None:
