@@ -64,8 +64,8 @@ def test_sweeps_alone_make_their_lines(records: Path) -> None:
     assert lines[0].measured == "bit-equal in 6 of 6 points"
     assert lines[0].command == "experiments/demo.sh"
     speed = next(line for line in lines if line.what.startswith("tokens per second"))
-    assert speed.measured == "745"
-    assert "813 by xla" in speed.beside
+    assert speed.measured == "1,002"
+    assert "812 by xla" in speed.beside
     assert speed.command == ("python -m experiments.run --config=configs/tinyllama_cache_sweep.py")
 
 
