@@ -337,14 +337,14 @@ class Lanes:
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), LANE_LAYOUT))
         def initialise(_: Any, received: ir.Value, lane: Any) -> None:
             word = ir.IntegerType.get_signless(32)
-            zero, all_ = arith.constant(word, 0), arith.constant(word, splits)
+            zero = arith.constant(word, 0)
             first = arith.cmpi(arith.CmpIPredicate.eq, scalar(lane.registers.item()), zero)
             branch = scf.IfOp(first)
             with ir.InsertionPoint(branch.then_block):
                 # Where registers cannot be dealt evenly, the last CTAs have one less.
                 rank = ptx("mov.u32 $0, %cluster_ctarank;")()
                 dealt = arith.subi(arith.constant(word, used + splits - 1), rank)
-                owned = arith.divui(dealt, all_)
+                owned = arith.divui(dealt, arith.constant(word, splits))
                 _effect(
                     "mbarrier.init.shared::cta.b64 [$0], 1; "
                     "fence.mbarrier_init.release.cluster; "

@@ -266,7 +266,7 @@ class Warps(Lanes):
                 )
                 scf.yield_([])
 
-        apply(ref, self.index(), plgpu.layout_cast(self.index() * 0 + number, LANE_LAYOUT))
+        apply(ref, self.index(), self.in_each(number))
 
     def transpose(self, words: Sequence[jax.Array]) -> list[jax.Array]:
         """Transposes 4 words of each of 4 neighbouring lanes: word i of lane j to word j of lane i.
