@@ -18,10 +18,11 @@ from codecjax.codecs import window_layout
 from codecjax.codecs.window_layout import REGISTERS
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS
 from kernels_pallas.emit import LANE_LAYOUT, LANES
+from kernels_pallas.lane_memory import Choice
 from kernels_pallas.row_major import ORDER, UNORDERED, VECTOR, place_in_rows
 from kernels_pallas.unit_stream import UnitStream
 from kernels_pallas.unit_walk import UnitWalk
-from kernels_pallas.warps import WARP_LANES, WARPS, Choice, Warps
+from kernels_pallas.warps import WARP_LANES, WARPS, Warps
 
 STRIPE_ROWS = UNIT_ROWS // WARPS
 Words = tuple[jax.Array, ...]

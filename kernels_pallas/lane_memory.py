@@ -1,0 +1,226 @@
+"""How a warp's lanes get at memory one by one: loads, stores, and requests to the L2 cache.
+
+As in `lanes`, methods have two forms: inline Mosaic GPU code, and plain JAX.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax._src.lib.mlir import ir
+from jax._src.lib.mlir.dialects import arith, scf
+from jax.experimental.mosaic.gpu import utils as mgpu_utils
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from kernels_pallas.emit import (
+    LANE_LAYOUT,
+    address,
+    emit_transpose,
+    from_scalar,
+    scalar,
+    word_type,
+)
+from kernels_pallas.lanes import WORDS_TYPE, Lanes
+
+
+def _address(ref: ir.Value, index: ir.Value) -> ir.Value:
+    """Of 32-bit word `index` of a ref in device memory."""
+    long = ir.IntegerType.get_signless(64)
+    offset = arith.shli(arith.extui(long, index), arith.constant(long, 2))
+    return arith.addi(address(ref), offset)
+
+
+def _as_words(values: jax.Array) -> jax.Array:
+    """Flat uint32 of uint32, int32 or pairs of bf16 or uint16."""
+    if values.dtype.itemsize == 2:
+        values = values.reshape(-1, 2)
+    return jax.lax.bitcast_convert_type(values, jnp.uint32).reshape(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What `LaneMemory.load` takes."""
+
+    ref: Any
+    index: jax.Array
+    offsets: tuple[int, ...]
+    vector: int
+
+    def read(self, count: int) -> list[jax.Array]:
+        """The words, and zeros to make so many, for the interpreter."""
+        flat = _as_words(self.ref[...])
+        places = [offset + part for offset in self.offsets for part in range(self.vector)]
+        found = [flat[self.index + jnp.uint32(place)] for place in places]
+        return found + [jnp.zeros_like(self.index)] * (count - len(found))
+
+    def emit(self, start: ir.Value, count: int) -> list[ir.Value]:
+        """Emits the loads, and zeros to make so many."""
+        suffix, names = ("b32", "$0") if self.vector == 1 else ("v4.b32", "{$0, $1, $2, $3}")
+        found: list[ir.Value] = []
+        for offset in self.offsets:
+            words = mgpu_utils.inline_ptx(
+                f"ld.global.nc.{suffix} {names}, [${self.vector}+{4 * offset}];",
+                start,
+                result_types=[word_type()] * self.vector,
+            )
+            found += words
+        return found + [arith.constant(word_type(), 0)] * (count - len(found))
+
+
+@dataclasses.dataclass(frozen=True)
+class LaneMemory(Lanes):
+    """Loads and stores of which each lane has its own place."""
+
+    def load(
+        self, ref: Any, index: jax.Array, offsets: Sequence[int], vector: int = 1
+    ) -> list[jax.Array]:
+        """Each lane's words of a ref in device memory that nobody writes meanwhile.
+
+        Args:
+          ref: uint32, int32, or bf16 or uint16 (two a word), of any shape.
+          index: uint32[128], a word's number in the flat ref.
+          offsets: in words from `index`, of each load.
+          vector: words of each load, 1 or 4; then index and offsets are multiples of it.
+        """
+        return self.load_one_of(
+            [Choice(ref, index, tuple(offsets), vector)], [], vector * len(offsets)
+        )
+
+    def load_one_of(
+        self, choices: Sequence["Choice"], chosen: Sequence[jax.Array], count: int
+    ) -> list[jax.Array]:
+        """`load` of one of several refs, each warp's own choice.
+
+        Args:
+          choices: what may be loaded.
+          chosen: uint32[128] for all but the last, not 0 where the warp's choice is this or an
+            earlier one.
+          count: words to return; after those of a shorter choice come zeros.
+        """
+        if self.interpret:
+            *earlier, found = [choice.read(count) for choice in choices]
+            for words, here in zip(reversed(earlier), reversed(chosen), strict=True):
+                pairs = zip(words, found, strict=True)
+                found = [jnp.where(here != 0, one, other) for one, other in pairs]
+            return found
+        words = [WORDS_TYPE] * count
+        types = (
+            *(plgpu.RefType(), LANE_LAYOUT) * len(choices),
+            *(LANE_LAYOUT,) * len(chosen),
+        )
+
+        @plgpu.inline_mgpu(arg_types=types, return_type=words)
+        def apply(_: Any, *arguments: Any) -> Any:
+            flags = [scalar(flag.registers.item()) for flag in arguments[2 * len(choices) :]]
+
+            def emit(number: int) -> list[ir.Value]:
+                ref, index = arguments[2 * number : 2 * number + 2]
+                choice = choices[number]
+                start = _address(ref, scalar(index.registers.item()))
+                if number == len(choices) - 1:
+                    return choice.emit(start, count)
+                zero = arith.constant(word_type(), 0)
+                here = arith.cmpi(arith.CmpIPredicate.ne, flags[number], zero)
+                branch = scf.IfOp(here, [word_type()] * count, has_else=True)
+                with ir.InsertionPoint(branch.then_block):
+                    scf.yield_(choice.emit(start, count))
+                with ir.InsertionPoint(branch.else_block):
+                    scf.yield_(emit(number + 1))
+                return list(branch.results)
+
+            return [from_scalar(word) for word in emit(0)]
+
+        operands = [each for choice in choices for each in (choice.ref, choice.index)]
+        return list(apply(*operands, *chosen))
+
+    def store(
+        self,
+        ref: Any,
+        index: jax.Array,
+        offsets: Sequence[int],
+        words: Sequence[jax.Array],
+        where: jax.Array,
+        transposed: bool = False,
+    ) -> None:
+        """Stores lanes' words where `where` (uint32[128]) is not 0; not for the interpreter.
+
+        Args:
+          ref, index, offsets: as in `load`.
+          words: uint32[128], one for each offset, or four if `transposed`.
+          where: which lanes store; if `transposed`, all of a warp or none.
+          transposed: whether to store the transpose of the words, see `Warps.transpose`.
+        """
+        suffix, names = ("v4.b32", "{$1, $2, $3, $4}") if transposed else ("b32", "$1")
+
+        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (3 + len(words))))
+        def apply(_: Any, ref: ir.Value, *arrays: Any) -> None:
+            number, index, mask, *values = (scalar(array.registers.item()) for array in arrays)
+            zero = arith.constant(word_type(), 0)
+            branch = scf.IfOp(arith.cmpi(arith.CmpIPredicate.ne, mask, zero))
+            with ir.InsertionPoint(branch.then_block):
+                start = _address(ref, index)
+                if transposed:
+                    values = emit_transpose(number, values)
+                width = len(values) // len(offsets)
+                for each, offset in enumerate(offsets):
+                    mgpu_utils.inline_ptx(
+                        f"st.global.{suffix} [$0+{4 * offset}], {names};",
+                        start,
+                        *values[width * each : width * (each + 1)],
+                        has_side_effects=True,
+                    )
+                scf.yield_([])
+
+        apply(ref, self.index(), index, where, *words)
+
+    def store_shared(self, ref: Any, index: jax.Array, words: Sequence[jax.Array]) -> None:
+        """Stores lanes' neighbouring words from `index` on, uint32[128] each, in shared memory."""
+
+        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (1 + len(words))))
+        def apply(_: Any, ref: ir.Value, *arrays: Any) -> None:
+            index, *values = (scalar(array.registers.item()) for array in arrays)
+            offset = arith.shli(index, arith.constant(word_type(), 2))
+            start = arith.addi(address(ref, shared=True), offset)
+            for number, value in enumerate(values):
+                mgpu_utils.inline_ptx(
+                    f"st.shared.b32 [$0+{4 * number}], $1;",
+                    start,
+                    value,
+                    has_side_effects=True,
+                )
+
+        apply(ref, index, *words)
+
+    def prefetch(self, ref: Any, number: jax.Array, start: int, size: int, share: int) -> None:
+        """Asks the L2 cache for share `number` of bytes of a ref in device memory.
+
+        Args:
+          ref: of any shape.
+          number: int32 scalar; shares beyond the last ask for nothing.
+          start, size: of the bytes; multiples of 16.
+          share: bytes of one, a multiple of 16.
+        """
+        if self.interpret:
+            return
+
+        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), LANE_LAYOUT, LANE_LAYOUT))
+        def apply(_: Any, ref: ir.Value, lane: Any, number: Any) -> None:
+            word, long = word_type(), ir.IntegerType.get_signless(64)
+            first = arith.muli(scalar(number.registers.item()), arith.constant(word, share))
+            zero, end = arith.constant(word, 0), arith.constant(word, size)
+            one_lane = arith.cmpi(arith.CmpIPredicate.eq, scalar(lane.registers.item()), zero)
+            some = arith.cmpi(arith.CmpIPredicate.ult, first, end)
+            branch = scf.IfOp(arith.andi(one_lane, some))
+            with ir.InsertionPoint(branch.then_block):
+                offset = arith.addi(arith.extui(long, first), arith.constant(long, start))
+                mgpu_utils.inline_ptx(
+                    "cp.async.bulk.prefetch.L2.global [$0], $1;",
+                    arith.addi(address(ref), offset),
+                    arith.minui(arith.constant(word, share), arith.subi(end, first)),
+                    has_side_effects=True,
+                )
+                scf.yield_([])
+
+        apply(ref, self.index(), self.in_each(number))
