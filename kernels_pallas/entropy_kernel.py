@@ -18,7 +18,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.codecs import rans
 from codecjax.codecs.rans_coder import LANES, WARPS
-from codecjax.codecs.window_pool import place_of, verbatim_tiles
+from codecjax.codecs.window_pool import place_to_read, verbatim_tiles
 from codecjax.tiles import DECODE, UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix, units_per_tile
 from kernels_pallas.coded_stack import CodedGroup, CodedPlace, CodedStack
 from kernels_pallas.coded_units import CodedUnit, UnitDecoder
@@ -113,7 +113,7 @@ def run(
     """
     assert x is None or not mode.dense
     # Arrays that matrices share are handed over once.
-    bare = tuple(dataclasses.replace(t, arrays={}, place=place_of(t)) for t in matrices)
+    bare = tuple(dataclasses.replace(t, arrays={}, place=place_to_read(t)) for t in matrices)
     arrays = matrices[0].arrays
     return _run(arrays, bare, residency, first_tile, decoder, mode, config, interpret, x)
 

@@ -4,6 +4,9 @@ A pool's arrays are those of its matrices, one after another; slots count from t
 beginning, and so do the positions in `stream` that `starts` has. The records in `escapes` have
 the length of the longest among them: the others are padded with words 0, which are unused
 entries. Tables that several matrices have are in the pool once.
+
+The stream ends with words 0 that nobody reads, so that layers alike have streams of one length and
+are multiplied by one compiled kernel.
 """
 
 import dataclasses
@@ -19,6 +22,9 @@ from codecjax.tiles import Place, TiledMatrix
 BY_SLOT = ("words", "escapes", "lane_escapes", "states", "starts", "prediction")
 BY_ROW = ("base", "rows", "scale")
 BY_TABLE = ("table", "step")
+# At least so many parts of a stream's length are longer than what is added to its end: of the 2.7
+# bits a weight that `rans` has there, 0.01 at most.
+_STREAM_PARTS = 256
 
 
 def place_of(t: TiledMatrix) -> Place:
@@ -35,6 +41,11 @@ def place_of(t: TiledMatrix) -> Place:
         end_table=_length(t, "table"),
         end_word=_length(t, "stream"),
     )
+
+
+def place_to_read(t: TiledMatrix) -> Place:
+    """`place_of` without what decoding does not need, and what would tell like matrices apart."""
+    return dataclasses.replace(place_of(t), nbytes=0, first_word=0, end_word=0, end_table=0)
 
 
 def _length(t: TiledMatrix, name: str) -> int:
@@ -100,6 +111,10 @@ def pooled(matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:
             first_slot=place.first_slot + place.slots,
             first_verbatim=place.first_verbatim + verbatim_tiles(t),
         )
+    if end.end_word:
+        padding = jnp.zeros(-end.end_word % _granule(end.end_word), own[-1]["stream"].dtype)
+        own[-1]["stream"] = jnp.concatenate([own[-1]["stream"], padding])
+        places[-1] = dataclasses.replace(places[-1], nbytes=places[-1].nbytes + padding.nbytes)
     # Not every one of them has verbatim tiles, or tables of its own.
     names = dict.fromkeys(name for arrays in own for name in arrays)
     shared = {
@@ -110,6 +125,11 @@ def pooled(matrices: Sequence[TiledMatrix]) -> tuple[TiledMatrix, ...]:
         t if t.is_dense else dataclasses.replace(t, arrays=shared, place=next(remaining))
         for t in matrices
     )
+
+
+def _granule(words: int) -> int:
+    """What the length of a stream of so many words is rounded up to a multiple of."""
+    return 1 << max(0, (words // _STREAM_PARTS).bit_length() - 1)
 
 
 def _padded(escapes: jax.Array, record: int) -> jax.Array:

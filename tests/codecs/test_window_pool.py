@@ -8,6 +8,7 @@ import pytest
 
 import codecjax
 from codecjax.codecs import cacheable_tiles, encode, own_arrays, pooled
+from codecjax.codecs.window_pool import place_to_read
 from codecjax.tiles import TiledMatrix
 from kernels_pallas.arg_specs import gaussian_weight
 
@@ -67,11 +68,15 @@ def test_a_pool_holds_what_its_matrices_say(codec: str) -> None:
     assert sum(t.nbytes for t in after) == held
     # Slots of a pool with verbatim tiles and longer records aside, nobody pays for the neighbours.
     record = after[0].arrays["escapes"].shape[-1]
-    for one, other in zip([t for t in matrices(codec) if not t.is_dense], after, strict=True):
+    words = sum(one.arrays["stream"].size for one in matrices(codec) if "stream" in one.arrays)
+    ends = [0, 0, 0, 2 * (after[0].arrays["stream"].size - words) if words else 0]
+    assert 0 <= ends[-1] <= 2 * words / 256
+    alone = [t for t in matrices(codec) if not t.is_dense]
+    for one, other, end in zip(alone, after, ends, strict=True):
         slots = 0 if "slot" in one.arrays else 4 * one.tiles
         escapes = one.arrays["escapes"]
         padding = 4 * (record * escapes[..., 0].size - escapes.size)
-        assert other.nbytes == one.nbytes + slots + padding
+        assert other.nbytes == one.nbytes + slots + padding + end
 
 
 def test_one_matrix_alone_and_dense_ones_stay_as_they_are() -> None:
@@ -81,3 +86,13 @@ def test_one_matrix_alone_and_dense_ones_stay_as_they_are() -> None:
     )
     assert pooled("window", [alone]) == (alone,)
     assert pooled("bf16", [dense, dense]) == (dense, dense)
+
+
+def test_like_layers_look_alike_to_what_compiles() -> None:
+    """Though their streams differ in length."""
+    layers = [[make("rans", 512, 1024, 2 * layer + each) for each in (0, 1)] for layer in (0, 1)]
+    lengths = {sum(t.arrays["stream"].size for t in layer) for layer in layers}
+    pools = [pooled("rans", layer) for layer in layers]
+    shapes = {tuple(array.shape for array in pool[0].arrays.values()) for pool in pools}
+    places = {tuple(place_to_read(t) for t in pool) for pool in pools}
+    assert (len(lengths), len(shapes), len(places)) == (2, 1, 1)
