@@ -6,4 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source .ci/environment.sh
 
 install_environment "[dev]"
-exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+# Most of the time is compiling, much of it of what another process has compiled already.
+JAX_COMPILATION_CACHE_DIR="$(mktemp -d)"
+trap 'rm -rf "$JAX_COMPILATION_CACHE_DIR"' EXIT
+export JAX_COMPILATION_CACHE_DIR JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.05
+.venv/bin/python -m pytest -n 2 --dist loadfile "$@"
