@@ -29,10 +29,11 @@ from experiments.point import PointRunner
 from experiments.progress import RunProgress
 from experiments.quality import Quality
 from experiments.records import PointRecords, plain, write_bytes, write_json, write_text
-from experiments.sweep import pending, run_sweep
+from experiments.sweep import pending, recorded, run_sweep
 from kernels_pallas.arguments import check_codec
 
 KIND = "codec_frontier"
+_NOT_RUN = "it has not run"
 
 
 def check(config: ConfigDict) -> None:
@@ -101,6 +102,7 @@ def run(
     overrides: Mapping[str, Any],
     workdir: Path,
     console: Console,
+    report_only: bool = False,
 ) -> list[PointRecords]:
     """Runs the points, measures the quality, and writes the records; returns those of the points.
 
@@ -110,9 +112,11 @@ def run(
       overrides: flat; what the command line set.
       workdir: folder of the records.
       console: told of progress and results.
+      report_only: whether to run no point, and report those that are finished.
 
     Raises:
-      UserError: a field is impossible, or the model cannot be read.
+      UserError: a field is impossible, the model cannot be read, or no point is finished that is
+        to be reported.
     """
     check(config)
     kept, kept_overrides = of_points(config, overrides)
@@ -124,12 +128,18 @@ def run(
     with RunProgress(console) as progress:
         for name, why in left_out.items():
             progress.say(f"[{name}] LEFT OUT: {why}")
-        if waiting := pending(points, workdir):
-            runner.check(waiting[0].config, config)
-        records = run_sweep(points, workdir, runner.run, progress)
-        finished = [
-            (point, each) for point, each in zip(points, records, strict=True) if each.finished
-        ]
+        if report_only:
+            finished = recorded(points, workdir)
+            done = {point.name for point, _ in finished}
+            left_out |= {each.name: _NOT_RUN for each in points if each.name not in done}
+            records = [each for _, each in finished]
+        else:
+            if waiting := pending(points, workdir):
+                runner.check(waiting[0].config, config)
+            records = run_sweep(points, workdir, runner.run, progress)
+            finished = [
+                (point, each) for point, each in zip(points, records, strict=True) if each.finished
+            ]
         qualities = _qualities(config, [point for point, _ in finished], workdir, progress)
     rows = with_fronts(
         [
@@ -143,7 +153,7 @@ def run(
     record = plain(
         {
             "config": config.to_dict(),
-            "environment": environment.describe(_implementations(finished)),
+            "environment": _environment(finished, report_only),
             "left_out": left_out,
             "failed": failed,
             "rows": [dataclasses.asdict(row) for row in rows],
@@ -173,6 +183,17 @@ def _qualities(
         label: Quality(**quality_of(each, folder, texts, workdir, progress.say))
         for label, each in by_codec.items()
     }
+
+
+def _environment(
+    finished: Sequence[tuple[Point, PointRecords]], report_only: bool
+) -> dict[str, Any]:
+    """Where this ran, or where the latest of the points did that are only reported here."""
+    ran = _implementations(finished)
+    if not report_only:
+        return environment.describe(ran)
+    latest = max((each.environment for _, each in finished), key=lambda each: each["time_utc"])
+    return {**latest, "implementations": ran}
 
 
 def _implementations(finished: Sequence[tuple[Point, PointRecords]]) -> dict[str, str]:

@@ -8,6 +8,8 @@ What is recorded stands in `experiments.records`. Points that are done already a
 an interrupted run goes on where it stopped; a point that fails is recorded with its error and
 the others still run (exit status 1). A config whose field `kind` is "prediction_ablation" or
 "codec_frontier" is run and reported by the module of that name, the former without points.
+
+With --report_only the points that are finished are reported, of a run that was cut off, say.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,10 +30,10 @@ from experiments.page import write_report
 from experiments.point import PointRunner
 from experiments.progress import RunProgress, make_console
 from experiments.records import PointRecords
-from experiments.sweep import SweepRecords, pending, run_sweep, write_sweep
+from experiments.sweep import SweepRecords, pending, recorded, run_sweep, write_sweep
 from experiments.tables import terminal_table
 
-_CONFIG, _WORKDIR = "config", "workdir"
+_CONFIG, _WORKDIR, _REPORT_ONLY = "config", "workdir", "report_only"
 
 
 def run(
@@ -39,6 +41,7 @@ def run(
     config: ConfigDict,
     overrides: Mapping[str, Any],
     workdir: Path | None = None,
+    report_only: bool = False,
 ) -> int:
     """Runs what a config file asks for; returns the exit status.
 
@@ -47,6 +50,7 @@ def run(
       config: what its `get_config` returned, with `overrides` applied.
       overrides: flat; what the command line set.
       workdir: folder of the records; `runs/<name of the config>` by default.
+      report_only: whether to run no point, and report those that are finished.
 
     Raises:
       UserError: the config, its model or `workdir` is no good for any point.
@@ -55,14 +59,20 @@ def run(
     module = load_module(config_file)
     workdir = workdir or Path("runs") / module.name
     if config.get("kind") == prediction_ablation.KIND:
+        if report_only:
+            raise UserError("a prediction ablation has no points: leave --report_only out")
         return prediction_ablation.run(config, workdir, console)
     if config.get("kind") == codec_frontier.KIND:
-        return _status(codec_frontier.run(module, config, overrides, workdir, console), console)
+        frontier = codec_frontier.run(module, config, overrides, workdir, console, report_only)
+        return _status(frontier, console)
     points = resolve_points(config, module.sweep, overrides)
-    runner = PointRunner()
-    with RunProgress(console) as progress:
-        _check_model(runner, config, pending(points, workdir))
-        records = run_sweep(points, workdir, runner.run, progress)
+    if report_only:
+        points, records = map(list, zip(*recorded(points, workdir), strict=True))
+    else:
+        runner = PointRunner()
+        with RunProgress(console) as progress:
+            _check_model(runner, config, pending(points, workdir))
+            records = run_sweep(points, workdir, runner.run, progress)
     sweep = SweepRecords(
         name=module.name,
         title=config.report.title,
@@ -128,10 +138,12 @@ def main(argv: list[str]) -> int:
         flag.value,
         config_flags.get_override_values(flag),
         Path(workdir) if workdir else None,
+        flags.FLAGS[_REPORT_ONLY].value,
     )
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file(_CONFIG, lock_config=True)
     flags.DEFINE_string(_WORKDIR, "", "Folder of the records; by default runs/NAME OF THE CONFIG.")
+    flags.DEFINE_bool(_REPORT_ONLY, False, "Reports the points that are finished and runs none.")
     cli.run(main)

@@ -88,6 +88,23 @@ def pending(points: Sequence[Point], workdir: Path) -> list[Point]:
     return waiting
 
 
+def recorded(points: Sequence[Point], workdir: Path) -> list[tuple[Point, PointRecords]]:
+    """The points that are finished in `workdir`, with their records; UserError if there are none.
+
+    They may be of another device.
+    """
+    done = []
+    for point in points:
+        records = read_point(workdir / "points" / point.folder)
+        if records is not None and _answers(records, point):
+            done.append((point, records))
+    if not done:
+        raise UserError(
+            f"{workdir} holds no finished point of this config: run it without --report_only"
+        )
+    return done
+
+
 def _answers(records: PointRecords, point: Point) -> bool:
     """Whether these are the finished records of the point as it is configured now."""
     return records.finished and same_config(records.config, point.config.to_dict())

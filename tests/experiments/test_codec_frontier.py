@@ -123,6 +123,18 @@ def test_the_usual_program_runs_it_and_goes_on_where_it_stopped(
     assert printed.count("done before, skipped") == 2
     assert printed.count("measures the quality") == 2
 
+    # Cut off within a point, it can be reported; and where nothing is finished, it cannot.
+    (workdir / "points" / "window" / "summary.json").unlink()
+    assert run.run(file, config_of(**overrides), overrides, workdir, report_only=True) == 0
+    partial = json.loads((workdir / "frontier.json").read_text())
+    assert [row["name"] for row in partial["rows"]] == ["bf16"]
+    assert partial["left_out"] == {"window": "it has not run"}
+    ran = json.loads((workdir / "points" / "bf16" / "environment.json").read_text())
+    assert partial["environment"] == ran
+    (workdir / "points" / "bf16" / "summary.json").unlink()
+    with pytest.raises(UserError, match=r"holds no finished point .* without --report_only"):
+        run.run(file, config_of(**overrides), overrides, workdir, report_only=True)
+
 
 def test_codecs_without_kernels_are_left_out_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels_pallas, "resolve", lambda _: "mosaic_gpu")

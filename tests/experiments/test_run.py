@@ -46,7 +46,7 @@ FOLDERS = ("bf16", "nothing", "half", "too-little", "half-lru", "half-by-seconds
 TILES = 14
 
 
-def start(config_file: Path, workdir: Path, **overrides: Any) -> int:
+def start(config_file: Path, workdir: Path, report_only: bool = False, **overrides: Any) -> int:
     specification = importlib.util.spec_from_file_location("config", config_file)
     assert specification is not None
     assert specification.loader is not None
@@ -54,7 +54,7 @@ def start(config_file: Path, workdir: Path, **overrides: Any) -> int:
     specification.loader.exec_module(module)
     config = module.get_config()
     config.update_from_flattened_dict(overrides)
-    return run.run(config_file, config, overrides, workdir)
+    return run.run(config_file, config, overrides, workdir, report_only)
 
 
 class Job:
@@ -189,6 +189,11 @@ def test_a_second_run_does_only_what_is_missing(
     workdir = tmp_path / "records"
     shutil.copytree(job.workdir, workdir)
     (workdir / "points" / "nothing" / "summary.json").unlink()
+    assert start(job.config_file, workdir, report_only=True) == 0
+    with (workdir / "sweep.csv").open(newline="") as file:
+        reported = [row["name"] for row in csv.DictReader(file)]
+    assert reported == ["bf16", "half", "half, lru", "half, by seconds", "half, rans"]
+    assert "step 6/6" not in capsys.readouterr().out
     assert start(job.config_file, workdir) == 1
     printed = capsys.readouterr().out
     for name in ("bf16", "half", "half, lru", "half, by seconds", "half, rans"):
