@@ -74,6 +74,8 @@ def _draw_panel(axes: Axes, name: str, rows: Sequence[Row]) -> None:
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: formats.number(value, 2))
         axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    # Room for the slanted names above the highest points.
+    axes.margins(y=0.2)
     axes.set_xlabel(bits_label)
     axes.set_ylabel(other_label)
     axes.set_title(front.of)
