@@ -80,12 +80,7 @@ def run_sweep(
 
 def pending(points: Sequence[Point], workdir: Path) -> list[Point]:
     """The points that `run_sweep` would run, those left out that are known to be wrong."""
-    waiting = []
-    for point in points:
-        records = read_point(workdir / "points" / point.folder)
-        if point.error is None and (records is None or not _answers(records, point)):
-            waiting.append(point)
-    return waiting
+    return [point for point in points if point.error is None and _finished(point, workdir) is None]
 
 
 def recorded(points: Sequence[Point], workdir: Path) -> list[tuple[Point, PointRecords]]:
@@ -93,16 +88,18 @@ def recorded(points: Sequence[Point], workdir: Path) -> list[tuple[Point, PointR
 
     They may be of another device.
     """
-    done = []
-    for point in points:
-        records = read_point(workdir / "points" / point.folder)
-        if records is not None and _answers(records, point):
-            done.append((point, records))
+    done = [(point, each) for point in points if (each := _finished(point, workdir)) is not None]
     if not done:
         raise UserError(
             f"{workdir} holds no finished point of this config: run it without --report_only"
         )
     return done
+
+
+def _finished(point: Point, workdir: Path) -> PointRecords | None:
+    """What `workdir` has of the point, if that is all."""
+    records = read_point(workdir / "points" / point.folder)
+    return records if records is not None and _answers(records, point) else None
 
 
 def _answers(records: PointRecords, point: Point) -> bool:

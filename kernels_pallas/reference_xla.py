@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from codecjax.codecs import codec_module
+from codecjax.codecs.window_pool import place_to_read
 from codecjax.tiles import DECODE, Residency, TiledMatrix, units_per_tile
 
 
@@ -19,8 +20,6 @@ def _untile(blocks: jax.Array, t: TiledMatrix) -> jax.Array:
 
 # What differs between matrices of one shape in one pool. As data it lets them be compiled once.
 _OFFSETS = ("first_tile", "first_row", "first_slot", "first_verbatim", "first_table")
-# What differs between them too and is of no use here.
-_UNUSED = ("nbytes", "first_word", "end_word", "end_table")
 
 
 def decode(
@@ -32,7 +31,7 @@ def decode(
     offsets, still = {}, t.place
     if t.place is not None:
         offsets = {name: jnp.int32(getattr(t.place, name)) for name in _OFFSETS}
-        still = dataclasses.replace(t.place, **dict.fromkeys((*_OFFSETS, *_UNUSED), 0))
+        still = dataclasses.replace(place_to_read(t), **dict.fromkeys(_OFFSETS, 0))
     form = dataclasses.replace(t, arrays={}, place=still)
     return _decode(form, t.arrays, offsets, residency, first_tile)
 

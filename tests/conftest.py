@@ -25,6 +25,5 @@ def _compiled_code_is_of_its_file(request: pytest.FixtureRequest) -> Iterator[No
     hurried = request.path.as_posix().endswith(_RUN_ONCE)
     jax.config.update("jax_disable_most_optimizations", hurried)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
     gc.collect()
