@@ -7,6 +7,7 @@ of values, all tiles at once. The bits are those of XLA alone. No prediction pay
 weights: this is made to be right, and not to be fast.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from codecjax.codecs.ecsq_quantiser import dequantise
 from codecjax.codecs.int8_choice import rows_of, tiles_of
 from codecjax.codecs.int8_prediction import restore_tiles
-from codecjax.codecs.window_pool import place_of
+from codecjax.codecs.window_pool import place_of, place_to_read
 from codecjax.tiles import DECODE, Residency, TiledMatrix
 from kernels_pallas.entropy_kernel import EntropyConfig, Mode, run
 from kernels_pallas.index_units import IndexUnits
@@ -38,7 +39,7 @@ def decode(
     """As `entropy_mosaic_gpu.decode`, of a matrix whose tiles may be predicted."""
     mode = Mode(dense=True, resident=False, others=True, pages=False)
     residuals, after = _residuals(t, residency, first_tile, mode, config, interpret)
-    return _finished(t, residuals, after, first_tile, not missing_only)
+    return _finished(_form(t), residuals, after, first_tile, not missing_only)
 
 
 def fill(
@@ -52,7 +53,7 @@ def fill(
     """As `entropy_mosaic_gpu.fill`, of a matrix whose tiles may be predicted."""
     mode = Mode(dense=True, resident=False, others=False, pages=False)
     residuals, after = _residuals(t, residency, first_tile, mode, config, interpret)
-    return _finished(t, residuals, after, first_tile, False)[1] or residency
+    return _finished(_form(t), residuals, after, first_tile, False)[1] or residency
 
 
 def _residuals(
@@ -68,6 +69,11 @@ def _residuals(
     residuals, residency = run((t,), residency, first_tile, decoder, mode, config, interpret)
     assert residuals is not None
     return residuals, residency
+
+
+def _form(t: TiledMatrix) -> TiledMatrix:
+    """The matrix as those of other layers look too, which are compiled once then."""
+    return dataclasses.replace(t, place=place_to_read(t))
 
 
 @functools.partial(jax.jit, static_argnames=("resident",))
