@@ -32,6 +32,7 @@ from kernels_pallas.emit import (
     ptx,
     scalar,
     shifted,
+    word_type,
 )
 
 SWIZZLE_COLUMNS = 64
@@ -376,3 +377,38 @@ class Lanes:
             plgpu.wgmma(sums, staging, x)
             return
         plgpu.wgmma(sums, weights, x)
+
+    def settled(self, weights: jax.Array) -> jax.Array:
+        """The same weights, decoded while the matrix unit was at work, for the next `multiply`.
+
+        To be called once it has finished: ptxas makes each of its instructions wait for the one
+        before if what a later one reads is written meanwhile, so it must be written again, by
+        something that ptxas can't leave out.
+        """
+        if self.interpret:
+            return weights
+        layout = plgpu.Layout.WGMMA
+
+        @plgpu.inline_mgpu(
+            arg_types=(layout,),
+            return_type=plgpu.ShapeDtypeStruct(weights.shape, weights.dtype, layout=layout),
+        )
+        def settle(_: Any, weights: Any) -> Any:
+            word = word_type()
+            zero = arith.shrui(ptx("mov.u32 $0, %nctaid.x;")(), arith.constant(word, 31))
+            vector_type = ir.VectorType.get((1,), word)
+            settled = np.empty_like(weights.registers)
+            for place, register in np.ndenumerate(weights.registers):
+                bits = vector.extract(
+                    vector.bitcast(vector_type, register),
+                    dynamic_position=[],
+                    static_position=ir.DenseI64ArrayAttr.get([0]),
+                )
+                # In its place after the wait, as it has side effects.
+                bits = mgpu_utils.inline_ptx(
+                    "xor.b32 $0, $1, $2;", bits, zero, result_types=word, has_side_effects=True
+                )
+                settled[place] = vector.bitcast(register.type, vector.broadcast(vector_type, bits))
+            return mgpu.FragmentedArray(_registers=settled, _layout=weights.layout, _is_signed=None)
+
+        return settle(weights)

@@ -59,11 +59,10 @@ def matmul_all(
       added: float32[N, OUT] that is added to the product, of which there is one then.
       following: matrices that are multiplied after these; a kernel may ask the L2 cache for them.
       implementation: "xla", "mosaic_gpu", or None for the fastest that can run here.
-        mosaic_gpu multiplies up to 256 rows of x in one fused kernel, which has all of the
-        matrices where they are stored alike, and up to 512 where no pages are involved; for more
-        rows it decodes each matrix once and leaves the product to XLA.
-        Entropy-coded matrices are decoded before a kernel multiplies, but for rans and up to 8
-        rows of x.
+        mosaic_gpu multiplies up to 2,048 rows of x in one fused kernel, which has all of the
+        matrices where they are stored alike; for more rows it decodes each matrix once and leaves
+        the product to XLA. Before the kernel multiplies, entropy-coded matrices are decoded, but
+        for rans and up to 8 rows of x; and with pages, from 257 rows of x on, all are.
 
     Returns:
       float32[N, OUT] for each matrix, and the residency with pages filled as its page table
@@ -89,7 +88,7 @@ def matmul_all(
     if implementation != XLA and jnp.dtype(x.dtype) != jnp.bfloat16:
         raise UserError(f"mosaic_gpu multiplies bfloat16 only: cast x from {x.dtype}")
     first = jnp.asarray(first_tile, jnp.int32)
-    if implementation != XLA and matmul_mosaic_gpu.multiplies(x.shape[0], matrices, residency):
+    if implementation != XLA and x.shape[0] <= matmul_mosaic_gpu.MOST_ROWS:
         return matmul_mosaic_gpu.matmul(x, tuple(matrices), residency, first, added, following)
     decode = reference_xla.decode if implementation == XLA else decode_mosaic_gpu.decode
     products: list[jax.Array] = []

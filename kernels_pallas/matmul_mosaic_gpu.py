@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from codecjax.errors import UserError
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency, TiledMatrix
 from kernels_pallas import (
+    decode_mosaic_gpu,
     entropy_mosaic_gpu,
     few_rows_mosaic_gpu,
     more_rows_mosaic_gpu,
@@ -32,8 +33,8 @@ from kernels_pallas.prefetch import stretches
 from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream
 from kernels_pallas.warps import WARPS
 
-# Up to which parts of x for each of which a kernel decodes take less time than decoding first.
-_MOST_ROWS = 2 * MAX_ROWS
+# Rows of x up to which decoding them once for each part takes less time than decoding first.
+MOST_ROWS = 8 * MAX_ROWS
 SPLITS = (1, 2, 4, 8)
 DOWN = (1, 2, 4)
 # Rows of x from which units that share it save more than they wait for one another.
@@ -48,7 +49,10 @@ def choose_config(units_down: int, units_across: int, batch: int) -> Config:
     For more than 8 rows the guess is slices of two units at least: as many as a cluster has CTAs
     where the weights decide, and where x does, two rows of units in a CTA and enough CTAs.
     """
-    batch = min(batch, MAX_ROWS)
+    if batch > MAX_ROWS:
+        blocks = -(-units_down // 2) * -(-batch // MAX_ROWS)
+        splits = 1 if 2 * blocks > SMS else _fitting(units_across)[:2][-1]
+        return MoreRowsConfig(splits, stages=2, down=2 // splits)
     tuned = tuning.settings(tuning.MATMUL, units_down, units_across, batch)
     if batch <= few_rows_mosaic_gpu.MAX_ROWS:
         if tuned is not None:
@@ -86,22 +90,6 @@ def _fitting(units_across: int) -> list[int]:
     return [splits for splits in SPLITS if splits == 1 or 2 * splits <= units_across]
 
 
-def multiplies(rows: int, matrices: Sequence[TiledMatrix], residency: Residency | None) -> bool:
-    """Whether `matmul` is the way to multiply so many rows of x.
-
-    With more than a CTA's, units are decoded as often: not if they go into pages meanwhile, and not
-    where decoding is what takes time.
-    """
-    if rows <= MAX_ROWS:
-        return True
-    paged = residency is not None and residency.pages is not None
-    return (
-        rows <= _MOST_ROWS
-        and not paged
-        and all(t.is_dense or t.codec == "window" for t in matrices)
-    )
-
-
 def matmul(
     x: Input,
     matrices: Sequence[TiledMatrix],
@@ -113,12 +101,13 @@ def matmul(
     config: Config | None = None,
     interpret: bool = False,
 ) -> tuple[tuple[jax.Array, ...], Residency | None]:
-    """float32[N, OUT] = bf16 x[N, K] times each decoded matrix, N as `multiplies` allows.
+    """float32[N, OUT] = bf16 x[N, K] times each decoded matrix, N at most MOST_ROWS.
 
     The matrices' tiles follow one another in the page table. Every sum has the same order
     however its matrix is stored. What of an entropy-coded matrix is not resident is decoded to
-    a dense matrix first, unless x has few rows and the codec is in FUSED. `added` and
-    `following` are as in `kernels_pallas.matmul_all`.
+    a dense matrix first, unless x has few rows and the codec is in FUSED. So is all of a matrix of
+    which some may be in pages, if x has more rows than a CTA. `added` and `following` are as in
+    `kernels_pallas.matmul_all`.
     """
     units_down = sum(t.unit_grid[0] for t in matrices)
     units_across = matrices[0].unit_grid[1]
@@ -135,9 +124,14 @@ def matmul(
         fused = FUSED
         if isinstance(x, Made) and not made_here(x):
             x = x.value()
+    if x.shape[0] > MAX_ROWS and residency is not None and residency.pages is not None:
+        # Each part of x would decode, and fill, the same again.
+        dense, residency = _decoded_whole(matrices, residency, first_tile, interpret)
+        products, _ = matmul(x, dense, None, first_tile, added, config=config, interpret=interpret)
+        return products, residency
     if any(t.codec in ENTROPY_CODED for t in matrices):
         matrices, residency = _decoded(matrices, fused, residency, first_tile, interpret)
-    products: list[jax.Array] = []
+    found: list[jax.Array] = []
     for group in _together(matrices, fused):
         if isinstance(config, FewRowsConfig) and _is_coded(group[0], fused):
             y, residency = _fused(x, group, residency, first_tile, added, config, interpret)
@@ -147,10 +141,10 @@ def matmul(
             )
         row = 0
         for t in group:
-            products.append(y[:, row : row + t.shape[0]])
+            found.append(y[:, row : row + t.shape[0]])
             row += t.unit_grid[0] * UNIT_ROWS
         first_tile += sum(t.tiles for t in group)
-    return tuple(products), residency
+    return tuple(found), residency
 
 
 def _together(matrices: Sequence[TiledMatrix], fused: Sequence[str]) -> list[list[TiledMatrix]]:
@@ -206,10 +200,30 @@ def _decoded(
             w, residency = entropy_mosaic_gpu.decode(
                 t, residency, first_tile, missing_only=True, interpret=interpret
             )
-            t = dataclasses.replace(t, arrays={"dense": w}, place=None)
+            t = _as_dense(t, w)
         dense.append(t)
         first_tile += tiles
     return dense, residency
+
+
+def _decoded_whole(
+    matrices: Sequence[TiledMatrix],
+    residency: Residency,
+    first_tile: jax.Array,
+    interpret: bool,
+) -> tuple[list[TiledMatrix], Residency]:
+    """The matrices as dense ones, tiles in pages included; and the residency."""
+    dense: list[TiledMatrix] = []
+    for t in matrices:
+        w, after = decode_mosaic_gpu.decode(t, residency, first_tile, interpret=interpret)
+        assert after is not None
+        dense.append(_as_dense(t, w))
+        residency, first_tile = after, first_tile + t.tiles
+    return dense, residency
+
+
+def _as_dense(t: TiledMatrix, w: jax.Array) -> TiledMatrix:
+    return dataclasses.replace(t, arrays={"dense": w}, place=None)
 
 
 def _product(

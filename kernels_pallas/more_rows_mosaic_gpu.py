@@ -2,7 +2,7 @@
 
 Each CTA multiplies a few rows of units, one a warpgroup, by a slice of K of up to 256 rows of x,
 which they share. The CTAs of the same rows are a cluster, which adds their sums in a fixed order
-through shared memory.
+through shared memory. With 256 rows of x, each decodes units while the matrix unit is at work.
 """
 
 import dataclasses
@@ -59,10 +59,15 @@ def _buffers(stream: UnitStream, config: MoreRowsConfig, count: int) -> dict[str
     _, rows = _cut(count)
     received = (config.down, stream.lanes.received_size(min(count, rows), config.splits))
     x_shape = (stream.stages, rows, UNIT_COLUMNS)
-    return stream.scratch(staged=False, walks=(config.down,)) | {
+    buffers = stream.scratch(staged=False, walks=(config.down,)) | {
         "received": plgpu.SMEM(received, jnp.float32),
         "x_buffer": plgpu.SMEM(x_shape, jnp.bfloat16, transforms=SWIZZLE_TRANSFORMS),
     }
+    if stream.lanes.interpret and stream.width is not None:
+        # A stage's unit may be another's by then.
+        unit = (config.down, UNIT_ROWS, UNIT_COLUMNS)
+        buffers["staging"] = plgpu.SMEM(unit, jnp.bfloat16, transforms=SWIZZLE_TRANSFORMS)
+    return buffers
 
 
 def that_fit(
@@ -98,6 +103,8 @@ def multiply(
     splits, down, count = config.splits, config.down, x.shape[0]
     parts, rows = _cut(count)
     interpret = stream.lanes.interpret
+    # Fewer rows are multiplied in less time than it takes to wait once more for all lanes.
+    ahead = rows == MAX_ROWS and stream.width is not None
     # What the last part has too many is not stored, but by the interpreter.
     columns = min(count, rows)
     least, longer = divmod(stream.units_across, splits)
@@ -141,34 +148,73 @@ def multiply(
         stream.lanes.prepare_sum(received, columns, splits)
         walk = walk.prepare()
 
-        def accumulate(sums: Any) -> jax.Array:
-            def multiply(step: jax.Array, carry: None) -> None:
-                del carry
-                stage = jax.lax.rem(step, stream.stages)
+        def fetch(step: Any) -> None:
+            """Fetches another unit into the step's buffers, which all lanes have read."""
+            stage = jax.lax.rem(step, stream.stages)
+
+            @pl.when(step + stream.stages < steps)
+            def _() -> None:
+                walk.fetch(step + stream.stages, stage, barrier(stage))
+
+        def unit(step: Any) -> jax.Array:
+            """bf16[64, 128]: the step's, decoded."""
+            stage = jax.lax.rem(step, stream.stages)
+            plgpu.barrier_wait(barrier(stage))
+            return plgpu.layout_cast(walk.unit(step, stage), plgpu.Layout.WGMMA)
+
+        def start_product(sums: Any, step: Any, decoded: jax.Array | None) -> None:
+            """Starts the product with a unit: the step's, dense, if none is given."""
+            stage = jax.lax.rem(step, stream.stages)
+            plgpu.barrier_wait(x_arrived.at[stage])
+            x_unit = x_buffer.at[stage].transpose((1, 0))
+            if decoded is None:
                 plgpu.barrier_wait(barrier(stage))
-                plgpu.barrier_wait(x_arrived.at[stage])
-                x_unit = x_buffer.at[stage].transpose((1, 0))
-                if stream.width is None:
-                    plgpu.wgmma(sums, bound["units"].at[stage], x_unit)
-                else:
-                    staging = bound["units"].at[stage] if interpret else None
-                    stream.lanes.multiply(sums, walk.unit(step, stage), x_unit, staging)
-                walk.record(step)
-                plgpu.wgmma_wait(0)
-                # Every lane has read the stage's buffers.
-                plgpu.commit_smem()
+                plgpu.wgmma(sums, bound["units"].at[stage], x_unit)
+            else:
+                stream.lanes.multiply(sums, decoded, x_unit, bound.get("staging"))
+            walk.record(step)
 
-                @pl.when(step + stream.stages < steps)
+        def finish(step: Any) -> None:
+            """Waits for the step's product, and fetches more of x once all have theirs."""
+            stage = jax.lax.rem(step, stream.stages)
+            plgpu.wgmma_wait(0)
+            plgpu.commit_smem()
+            if not ahead:
+                fetch(step)
+
+            @pl.when(step + stream.stages < steps)
+            def _() -> None:
+                plgpu.barrier_arrive(x_read.at[stage])
+
+                @pl.when(mine == 0)
                 def _() -> None:
-                    plgpu.barrier_arrive(x_read.at[stage])
-                    walk.fetch(step + stream.stages, stage, barrier(stage))
+                    plgpu.barrier_wait(x_read.at[stage])
+                    fetch_x(step + stream.stages, stage)
 
-                    @pl.when(mine == 0)
-                    def _() -> None:
-                        plgpu.barrier_wait(x_read.at[stage])
-                        fetch_x(step + stream.stages, stage)
+        def accumulate(sums: Any) -> jax.Array:
+            def one_by_one(step: jax.Array, carry: None) -> None:
+                del carry
+                start_product(sums, step, None if stream.width is None else unit(step))
+                finish(step)
 
-            jax.lax.fori_loop(0, steps, multiply, None)
+            def unit_ahead(step: Any) -> jax.Array:
+                decoded = unit(step)
+                plgpu.commit_smem()
+                fetch(step)
+                return decoded
+
+            def decoding_ahead(step: jax.Array, decoded: jax.Array) -> jax.Array:
+                start_product(sums, step, decoded)
+                following = unit_ahead(step + 1)
+                finish(step)
+                return stream.lanes.settled(following)
+
+            if ahead:
+                first = unit_ahead(jnp.int32(0))
+                last = jax.lax.fori_loop(0, steps - 1, decoding_ahead, first)
+                start_product(sums, jnp.int32(steps - 1), last)
+            else:
+                jax.lax.fori_loop(0, steps, one_by_one, None)
             return sums[...]
 
         sums = pl.run_scoped(accumulate, plgpu.ACC((UNIT_ROWS, rows), jnp.float32))

@@ -135,6 +135,20 @@ def test_rows_of_units_that_share_x(codec: str, n: int) -> None:
         assert np.linalg.norm(np.asarray(y) - exact) < 1e-5 * np.linalg.norm(exact)
 
 
+@pytest.mark.parametrize("codec", ["window", "rans"])
+@pytest.mark.parametrize("n", [300, 2048])
+def test_many_rows_have_the_same_product_however_stored(codec: str, n: int) -> None:
+    w, x = gaussian_weight(512, 1024, seed=1), activations(n, 1024, seed=2)
+    t = encode(w, codec=codec)
+    expected, _ = kernels_pallas.matmul(x, encode(w, codec="bf16"), implementation=MOSAIC_GPU)
+    y, _ = kernels_pallas.matmul(x, t, implementation=MOSAIC_GPU)
+    chex.assert_trees_all_equal(y, expected)
+    paged, _ = kernels_pallas.matmul(
+        x, t, residency(t, FILLS), FIRST_TILE, implementation=MOSAIC_GPU
+    )
+    chex.assert_trees_all_equal(paged, expected)
+
+
 @pytest.mark.parametrize("splits", [2, 4, 8])
 @pytest.mark.parametrize("n", [16, 33, 72, 200])
 def test_sums_that_cannot_be_dealt_evenly(n: int, splits: int) -> None:

@@ -170,20 +170,25 @@ def test_many_rows_are_multiplied_part_by_part() -> None:
     assert np.linalg.norm(error) < 1e-6 * np.linalg.norm(exact)
 
 
-def test_more_rows_than_a_launch_has_are_multiplied_where_that_decodes_nothing_dear() -> None:
-    window, coded = (
-        encode(gaussian_weight(512, 512, 1), codec=each) for each in ("window", "rans")
-    )
-    held = residency(window, FILLS)
-    without_pages = dataclasses.replace(held, pages=None)
-    assert matmul_mosaic_gpu.multiplies(256, [window, coded], held)
-    assert matmul_mosaic_gpu.multiplies(512, [window], without_pages)
-    for rows, matrices, resident in (
-        (513, [window], None),
-        (512, [window], held),
-        (512, [window, coded], None),
-    ):
-        assert not matmul_mosaic_gpu.multiplies(rows, matrices, resident)
+@pytest.mark.parametrize("codec", ["window", "rans"])
+def test_many_rows_have_the_same_product_with_pages(codec: str) -> None:
+    """Decoded before the same kernel multiplies; pages are filled, and what was decoded counted."""
+    case, x = Case("small", (64, 256), codec=codec, tile=(64, 128)), activations(300, 256, seed=2)
+    t, plain = case.tiled(), encode(case.weight(), "bf16", (64, 128))
+    (expected,), _ = matmul_mosaic_gpu.matmul(x, (plain,), None, NO_TILE, interpret=True)
+    (y,), after = matmul_mosaic_gpu.matmul(x, (t,), residency(t, FILLS), FIRST, interpret=True)
+    chex.assert_trees_all_equal(y, expected)
+    assert after is not None
+    assert after.pages is not None
+    assert_page_holds(after.pages[4], case.weight(), t, 1)
+    assert_counted(after.decoded, (t,))
+
+
+def test_settings_for_many_rows_fill_the_gpu() -> None:
+    """Two rows of units a CTA where there are enough of them for each part of x, else slices."""
+    assert matmul_mosaic_gpu.choose_config(224, 32, 512) == MoreRowsConfig(1, 2, 2)
+    assert matmul_mosaic_gpu.choose_config(64, 32, 512) == MoreRowsConfig(2, 2, 1)
+    assert matmul_mosaic_gpu.choose_config(64, 32, 1024) == MoreRowsConfig(1, 2, 2)
 
 
 def test_buffers_fit_shared_memory_whatever_was_measured() -> None:
