@@ -378,6 +378,21 @@ class Lanes:
             return
         plgpu.wgmma(sums, weights, x)
 
+    def meet(self) -> None:
+        """Waits for all lanes of the warpgroup, so that copies may overwrite what they have read.
+
+        `commit_smem` also waits for what they have written.
+        """
+        if self.interpret:
+            plgpu.commit_smem()
+            return
+
+        @plgpu.inline_mgpu()
+        def wait(_: Any) -> None:
+            mgpu_utils.warpgroup_barrier()
+
+        wait()
+
     def settled(self, weights: jax.Array) -> jax.Array:
         """The same weights, decoded while the matrix unit was at work, for the next `multiply`.
 

@@ -105,6 +105,8 @@ def multiply(
     interpret = stream.lanes.interpret
     # Fewer rows are multiplied in less time than it takes to wait once more for all lanes.
     ahead = rows == MAX_ROWS and stream.width is not None
+    # With one warpgroup, what it waits for can come together.
+    together = down == 1 and not ahead
     # What the last part has too many is not stored, but by the interpreter.
     columns = min(count, rows)
     least, longer = divmod(stream.units_across, splits)
@@ -135,7 +137,9 @@ def multiply(
         def fetch_x(step: Any, stage: Any) -> None:
             k = pl.ds((first_unit + step) * UNIT_COLUMNS, UNIT_COLUMNS)
             part_of_x = bound["x"].at[pl.ds(first_row, rows), k]
-            plgpu.copy_gmem_to_smem(part_of_x, x_buffer.at[stage], x_arrived.at[stage])
+            plgpu.copy_gmem_to_smem(
+                part_of_x, x_buffer.at[stage], barrier(stage) if together else x_arrived.at[stage]
+            )
 
         @pl.when(mine == 0)
         def _() -> None:
@@ -165,7 +169,8 @@ def multiply(
         def start_product(sums: Any, step: Any, decoded: jax.Array | None) -> None:
             """Starts the product with a unit: the step's, dense, if none is given."""
             stage = jax.lax.rem(step, stream.stages)
-            plgpu.barrier_wait(x_arrived.at[stage])
+            if not together:
+                plgpu.barrier_wait(x_arrived.at[stage])
             x_unit = x_buffer.at[stage].transpose((1, 0))
             if decoded is None:
                 plgpu.barrier_wait(barrier(stage))
@@ -178,12 +183,15 @@ def multiply(
             """Waits for the step's product, and fetches more of x once all have theirs."""
             stage = jax.lax.rem(step, stream.stages)
             plgpu.wgmma_wait(0)
-            plgpu.commit_smem()
+            stream.lanes.meet()
             if not ahead:
                 fetch(step)
 
             @pl.when(step + stream.stages < steps)
             def _() -> None:
+                if down == 1:
+                    fetch_x(step + stream.stages, stage)
+                    return
                 plgpu.barrier_arrive(x_read.at[stage])
 
                 @pl.when(mine == 0)
@@ -199,7 +207,7 @@ def multiply(
 
             def unit_ahead(step: Any) -> jax.Array:
                 decoded = unit(step)
-                plgpu.commit_smem()
+                stream.lanes.meet()
                 fetch(step)
                 return decoded
 
@@ -227,7 +235,7 @@ def multiply(
         "x_arrived": plgpu.Barrier(num_barriers=stream.stages),
         "x_read": plgpu.Barrier(num_arrivals=down, num_barriers=stream.stages),
         "barriers": plgpu.Barrier(
-            num_arrivals=UnitWalk.arrivals(stream), num_barriers=down * stream.stages
+            num_arrivals=UnitWalk.arrivals(stream) + together, num_barriers=down * stream.stages
         ),
     }
     shape: tuple[int, ...] = (count, stream.units_down * UNIT_ROWS)
