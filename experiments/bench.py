@@ -4,11 +4,12 @@
     python -m experiments.bench --suite=decode,matmul --peers       # DFloat11 and nvCOMP too
     python -m experiments.bench --suite=matmul,decode --tune        # finds the kernels' settings
 
-Each suite leaves a JSON record (see `bench_rows` for its rows), by default
-runs/bench_<suite>.json, and a picture beside it. Times are the device's, by slope timing over
-different random matrices in turn that together exceed the GPU's L2 twice; what was timed was
-checked on the same inputs before. Suites decode, matmul and step need a GPU on which mosaic_gpu
-runs; --implementation=xla lets them run anywhere, which small --specs make bearable.
+Each suite leaves a JSON record (see `bench_rows` for its rows), by default runs/bench_<suite>.json,
+and a picture beside it. Times are the device's, by slope timing over different random matrices in
+turn that together exceed the GPU's L2 twice, or by the profiler where the host would set the pace;
+what was timed was checked on the same inputs before. Suites decode, matmul and step need a GPU on
+which mosaic_gpu runs; --implementation=xla lets them run anywhere, which small --specs make
+bearable.
 """
 
 import os

@@ -10,8 +10,6 @@ from codecjax.tiles import TiledMatrix
 from experiments import environment
 from experiments.timing import Timing
 
-SLOPE = "slope"
-WALL_CLOCK = "wall clock"
 DEVICE_COPY = "device copy"
 
 # What a row's times may depend on; packages that are not installed are left out.
@@ -63,8 +61,7 @@ class Row:
       shape: [OUT, K]; of a step those of the head, its largest matrix.
       batch: rows of x; None where nothing is multiplied.
       implementation: that ran.
-      timing: seconds of one application, and their spread.
-      method: how they were taken.
+      timing: seconds of one application, their spread and how they were taken.
       bytes: of the weights as stored.
       bf16_bytes: of the same weights in bf16.
       moved_bytes: that the application must at least read and write; None where bytes are not
@@ -91,7 +88,6 @@ class Row:
     batch: int | None
     implementation: str
     timing: Timing
-    method: str = SLOPE
     bytes: int
     bf16_bytes: int
     moved_bytes: int | None
@@ -132,7 +128,7 @@ class Row:
             "versions": dict(place.versions),
             "commit": place.commit,
             "spec": self.spec,
-            "method": self.method,
+            "method": self.timing.method,
             "baselines": dict(self.baselines),
             "relative_error": self.relative_error,
             "floor_seconds": floor,

@@ -3,20 +3,27 @@
 One jitted call has a fixed dispatch cost that a single timing would count. So n1 and n2
 applications of a function are timed and the slope between them is the time of one application.
 `slope_seconds` compiles one call for each number; `Repeated` compiles a single call, which is
-dispatched several times without waiting in between.
+dispatched several times without waiting in between. Where a GPU is done before the host can
+dispatch more, the slope would be the host's, and `Repeated` asks the GPU's profiler instead.
 """
 
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+SLOPE, PROFILER, WALL_CLOCK = "slope", "profiler", "wall clock"
+# Share of a call's time from which the host may have been what took so long.
+_MOST_HOST_SHARE = 0.5
 # Bytes of the array that is copied, and passes over it: larger than any last-level cache.
 _COPY_BYTES = {"gpu": 2**30, "cpu": 2**28}
 _COPY_PASSES = (2, 10)
@@ -54,23 +61,25 @@ class Timing:
     Attributes:
       seconds: of one application: the median of the estimates.
       spread: interquartile range of the estimates over their median.
+      method: SLOPE, PROFILER or WALL_CLOCK.
     """
 
     seconds: float
     spread: float
+    method: str = SLOPE
 
     def over(self, applications: int) -> "Timing":
         """The timing of one of so many applications that were timed as one."""
-        return Timing(self.seconds / applications, self.spread)
+        return dataclasses.replace(self, seconds=self.seconds / applications)
 
 
-def summary(estimates: Sequence[float]) -> Timing:
+def summary(estimates: Sequence[float], method: str = SLOPE) -> Timing:
     """Median and spread of estimates of one duration, in seconds."""
     median = statistics.median(estimates)
     if len(estimates) < 2 or median <= 0:
-        return Timing(median, 0.0)
+        return Timing(median, 0.0, method)
     first, _, third = statistics.quantiles(estimates, n=4, method="inclusive")
-    return Timing(median, (third - first) / median)
+    return Timing(median, (third - first) / median, method)
 
 
 def slope(calls: Mapping[int, Callable[[], Any]], repeats: int) -> Timing:
@@ -159,7 +168,10 @@ class Repeated:
     def time(self, repeats: int) -> Timing:
         """The timing of one application."""
         calls = {number: functools.partial(self._all, number) for number in self._CALLS}
-        return slope(calls, repeats).over(self._count)
+        found = slope(calls, repeats)
+        if jax.default_backend() == "gpu" and self.host_share() > _MOST_HOST_SHARE:
+            found = profiled(functools.partial(self._all, 1), repeats) or found
+        return found.over(self._count)
 
     def host_share(self) -> float:
         """See `host_share`, of several calls."""
@@ -181,6 +193,44 @@ def host_share(call: Callable[[], Any]) -> float:
     returned = time.perf_counter()
     jax.block_until_ready(arrays)
     return (returned - start) / (time.perf_counter() - start)
+
+
+def profiled(call: Callable[[], Any], repeats: int) -> Timing | None:
+    """The timing of a call by the GPU's profiler, or None where that saw nothing.
+
+    It is the time from the start of the call's first kernel to the end of its last.
+    """
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    jax.block_until_ready(call())
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, profiler_options=options):
+            for _ in range(repeats):
+                jax.block_until_ready(call())
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        planes = jax.profiler.ProfileData.from_file(str(file)).planes
+        kernels = [
+            (event.start_ns, event.start_ns + event.duration_ns)
+            for plane in planes
+            if plane.name.startswith("/device:GPU")
+            for line in plane.lines
+            if line.name.startswith("Stream")
+            for event in line.events
+        ]
+    if len(kernels) < repeats:
+        return None
+    return summary([1e-9 * nanoseconds for nanoseconds in spans(kernels, repeats)], PROFILER)
+
+
+def spans(intervals: Sequence[tuple[float, float]], groups: int) -> list[float]:
+    """Lengths of groups of (start, end): the longest gaps are those between groups."""
+    intervals = sorted(intervals)
+    gaps = [later[0] - earlier[1] for earlier, later in itertools.pairwise(intervals)]
+    longest = sorted(range(len(gaps)), key=gaps.__getitem__)[len(gaps) - groups + 1 :]
+    cuts = [0, *sorted(gap + 1 for gap in longest), len(intervals)]
+    return [
+        intervals[last - 1][1] - intervals[first][0] for first, last in itertools.pairwise(cuts)
+    ]
 
 
 def slope_seconds(

@@ -129,3 +129,33 @@ def test_the_host_has_no_share_in_what_runs_without_it(
     assert timing.host_share(lambda: time.sleep(0.02)) > 0.9
     monkeypatch.setattr(timing.jax, "block_until_ready", lambda arrays: time.sleep(0.02))
     assert timing.host_share(lambda: None) < 0.5
+
+
+def test_a_call_is_timed_by_what_ran_between_the_longest_gaps() -> None:
+    kernels = [
+        (200.0, 202.0),
+        (0.0, 1.0),
+        (1.5, 2.0),
+        (100.0, 101.0),
+        (101.0, 103.0),
+        (203.0, 204.0),
+    ]
+    assert timing.spans(kernels, 3) == [2.0, 3.0, 4.0]
+    assert timing.spans(kernels, 1) == [204.0]
+
+
+def test_where_there_is_no_gpu_its_profiler_has_seen_nothing() -> None:
+    assert timing.profiled(lambda: jnp.ones(3) + 1, repeats=2) is None
+
+
+def test_where_the_host_sets_the_pace_the_profiler_is_asked(
+    compiler: concurrent.futures.Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = timing.Repeated(lambda x, carried: (x + 1, carried), [jnp.ones(3)], 2, compiler)
+    seen = timing.Timing(3.0, 0.0, timing.PROFILER)
+    monkeypatch.setattr(timing.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(timing, "profiled", lambda call, repeats: seen)
+    monkeypatch.setattr(timing, "host_share", lambda call: 0.9)
+    assert call.time(repeats=1) == timing.Timing(1.5, 0.0, timing.PROFILER)
+    monkeypatch.setattr(timing, "host_share", lambda call: 0.1)
+    assert call.time(repeats=1).method == timing.SLOPE
