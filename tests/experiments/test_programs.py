@@ -93,29 +93,33 @@ def test_compress_has_every_codec_and_its_options(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decoded, weight)
 
 
-def test_compress_calibrates_on_a_text(tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny model with a tokenizer of single bytes."""
+    golden = read_folder(GOLDEN)
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    symbols = {symbol: i for i, symbol in enumerate(alphabet[: golden.config.vocab_size])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(symbols, []))
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    write_folder(tmp_path / "model", golden.config, golden.weights, tokenizer)
+    return tmp_path / "model"
+
+
+def test_compress_calibrates_on_a_text(tmp_path: Path, folder: Path) -> None:
     text, output = tmp_path / "text", tmp_path / "checkpoint"
-    text.write_text("import this\n" * 400)
+    text.write_text("import_this" * 400)
     options = ["--codec=ecsq", "--bits_per_weight=4", f"--calibration={text}"]
-    done = program("compress", f"--model={EMBEDDED}", f"--output={output}", *options)
+    done = program("compress", f"--model={folder}", f"--output={output}", *options)
     assert f"runs the model on {text}" in done.stdout.replace("\n", "")
     calibrated = codecjax.load(output)
     assert calibrated.bits_per_weight == pytest.approx(4, rel=0.02)
-    plain = codecjax.load(EMBEDDED, codec="ecsq", bits_per_weight=4.0)
+    plain = codecjax.load(folder, codec="ecsq", bits_per_weight=4.0)
     for name, t in plain.matrices.items():
         assert (codecjax.decode(t) != codecjax.decode(calibrated.matrices[name])).any()
 
 
-def test_generate_goes_on_from_a_prompt(tmp_path: Path) -> None:
-    folder = read_folder(GOLDEN)
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    size = folder.config.vocab_size
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.BPE({symbol: i for i, symbol in enumerate(alphabet[:size])}, [])
-    )
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    write_folder(tmp_path / "model", folder.config, folder.weights, tokenizer)
-    model = f"--model={tmp_path / 'model'}"
+def test_generate_goes_on_from_a_prompt(folder: Path) -> None:
+    model = f"--model={folder}"
     text = program("generate", model, "--prompt=ab", "--max_new_tokens=4").stdout
     assert text.startswith("ab")
     assert len(text.strip()) > 2
