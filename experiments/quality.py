@@ -261,7 +261,9 @@ def define_flags() -> None:
         "model", "experiments/embedded_model", "Hugging Face folder that train_embedded made."
     )
     flags.DEFINE_list("rates", ["2", "3", "4", "4.125", "4.25", "5", "6", "7", "8"], "Of ecsq.")
-    flags.DEFINE_list("calibrated_rates", ["2", "3", "4"], "Of ecsq, calibrated on training texts.")
+    flags.DEFINE_list(
+        "calibrated_rates", ["2", "3", "4", "8"], "Of ecsq, calibrated on training texts."
+    )
     flags.DEFINE_bool("peers", False, "Also measure what qwix makes of the weights.")
     flags.DEFINE_list("modules", [], "Held-out modules to predict; all where it is empty.")
     # Its key and value matrices have 128 rows, which this tile does not pad.
