@@ -141,24 +141,37 @@ def run(
                 (point, each) for point, each in zip(points, records, strict=True) if each.finished
             ]
         qualities = _qualities(config, [point for point, _ in finished], workdir, progress)
+    found = {
+        "config": config.to_dict(),
+        "environment": _environment(finished, report_only),
+        "left_out": left_out,
+        "failed": {
+            each.summary["name"]: each.summary["error"] for each in records if not each.finished
+        },
+    }
+    _write(workdir, finished, qualities, found, progress)
+    return records
+
+
+def _write(
+    workdir: Path,
+    finished: Sequence[tuple[Point, PointRecords]],
+    qualities: Mapping[str, Quality],
+    found: Mapping[str, Any],
+    progress: RunProgress,
+) -> None:
+    """Writes record, picture and report of the points, and says what they show.
+
+    Args:
+      workdir, finished, progress: as in `run`.
+      qualities: of codecs, by label.
+      found: what else the record says.
+    """
+    labelled = [(codec_label(point.config), each) for point, each in finished]
     rows = with_fronts(
-        [
-            row_of(
-                codec_label(point.config), each.summary, qualities.get(codec_label(point.config))
-            )
-            for point, each in finished
-        ]
+        [row_of(label, each.summary, qualities.get(label)) for label, each in labelled]
     )
-    failed = {each.summary["name"]: each.summary["error"] for each in records if not each.finished}
-    record = plain(
-        {
-            "config": config.to_dict(),
-            "environment": _environment(finished, report_only),
-            "left_out": left_out,
-            "failed": failed,
-            "rows": [dataclasses.asdict(row) for row in rows],
-        }
-    )
+    record = plain({**found, "rows": [dataclasses.asdict(row) for row in rows]})
     write_json(workdir / "frontier.json", record)
     if rows:
         write_bytes(workdir / frontier_report.PICTURE, frontier_plots.draw(rows))
@@ -167,7 +180,6 @@ def run(
         progress.say(sentence)
     for what, name in (("report", "report.md"), ("record", "frontier.json"), ("points", "points")):
         progress.say(f"{what:8}{workdir / name}")
-    return records
 
 
 def _qualities(
