@@ -101,10 +101,9 @@ def test_the_page_pool_takes_the_budget_and_no_more() -> None:
         implementation=MOSAIC_GPU,
         steps=NEW,
     )
-    held = [
-        device.memory_stats()["bytes_in_use"] - before - generator.kv_nbytes
-        for _ in generator.run(PROMPT, NEW)
-    ]
-    # Page table, record of decoded units and report are small beside the pool. What the step in
-    # flight computes with comes and goes.
-    assert min(held) <= 33 * page_bytes(TILE)
+    for _ in generator.run(PROMPT, NEW):
+        # A step in flight computes with memory of its own.
+        jax.block_until_ready(jax.live_arrays())
+        held = device.memory_stats()["bytes_in_use"] - before - generator.kv_nbytes
+        # Page table, record of decoded units and the report are small beside the pool.
+        assert held <= 33 * page_bytes(TILE)
