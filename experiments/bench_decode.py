@@ -141,7 +141,7 @@ def _rows(
             batch=None,
             implementation=settings.implementation,
             timing=call.time(repeats()),
-            host_share=call.host_share(),
+            host_share=call.host_share,
             exact=exact,
             rotated_bytes=copies * t.nbytes,
             **of_matrix(t),

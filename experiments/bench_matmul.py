@@ -205,7 +205,7 @@ def _rows(weights: Weights, reference: Reference, batch: _Batch, settings: Setti
             batch=n,
             implementation=settings.implementation,
             timing=call.time(repeats()),
-            host_share=call.host_share(),
+            host_share=call.host_share,
             baselines=baselines,
             exact=exact,
             computed_by=_computed_by(t, n, call),

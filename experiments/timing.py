@@ -167,12 +167,15 @@ class Repeated:
 
     def time(self, repeats: int) -> Timing:
         """The timing of one application."""
-        calls = {number: functools.partial(self._all, number) for number in self._CALLS}
-        found = slope(calls, repeats)
-        if jax.default_backend() == "gpu" and self.host_share() > _MOST_HOST_SHARE:
-            found = profiled(functools.partial(self._all, 1), repeats) or found
+        found = None
+        if jax.default_backend() == "gpu" and self.host_share > _MOST_HOST_SHARE:
+            found = profiled(functools.partial(self._all, 1), repeats)
+        if found is None:
+            calls = {number: functools.partial(self._all, number) for number in self._CALLS}
+            found = slope(calls, repeats)
         return found.over(self._count)
 
+    @functools.cached_property
     def host_share(self) -> float:
         """See `host_share`, of several calls."""
         return host_share(functools.partial(self._all, max(self._CALLS)))
