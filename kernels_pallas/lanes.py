@@ -414,11 +414,7 @@ class Lanes:
             vector_type = ir.VectorType.get((1,), word)
             settled = np.empty_like(weights.registers)
             for place, register in np.ndenumerate(weights.registers):
-                bits = vector.extract(
-                    vector.bitcast(vector_type, register),
-                    dynamic_position=[],
-                    static_position=ir.DenseI64ArrayAttr.get([0]),
-                )
+                bits = scalar(vector.bitcast(vector_type, register))
                 # In its place after the wait, as it has side effects.
                 bits = mgpu_utils.inline_ptx(
                     "xor.b32 $0, $1, $2;", bits, zero, result_types=word, has_side_effects=True

@@ -6,7 +6,8 @@ leave most of the GPU idle.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ from kernels_pallas.prefetch import stretches
 from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream
 from kernels_pallas.warps import WARPS
 
-# Rows of x up to which decoding them once for each part takes less time than decoding first.
+# Rows of x up to which decoding once for each part of them takes less time than decoding first.
 MOST_ROWS = 8 * MAX_ROWS
 SPLITS = (1, 2, 4, 8)
 DOWN = (1, 2, 4)
@@ -126,11 +127,15 @@ def matmul(
             x = x.value()
     if x.shape[0] > MAX_ROWS and residency is not None and residency.pages is not None:
         # Each part of x would decode, and fill, the same again.
-        dense, residency = _decoded_whole(matrices, residency, first_tile, interpret)
+        whole = functools.partial(decode_mosaic_gpu.decode, interpret=interpret)
+        every = (*ENTROPY_CODED, "window")
+        dense, residency = _decoded(matrices, every, whole, residency, first_tile)
         products, _ = matmul(x, dense, None, first_tile, added, config=config, interpret=interpret)
         return products, residency
-    if any(t.codec in ENTROPY_CODED for t in matrices):
-        matrices, residency = _decoded(matrices, fused, residency, first_tile, interpret)
+    # Of what this makes dense, resident tiles are meaningless.
+    missing = functools.partial(entropy_mosaic_gpu.decode, missing_only=True, interpret=interpret)
+    apart = [each for each in ENTROPY_CODED if each not in fused]
+    matrices, residency = _decoded(matrices, apart, missing, residency, first_tile)
     found: list[jax.Array] = []
     for group in _together(matrices, fused):
         if isinstance(config, FewRowsConfig) and _is_coded(group[0], fused):
@@ -184,46 +189,21 @@ def _fused(
 
 def _decoded(
     matrices: Sequence[TiledMatrix],
-    but: Sequence[str],
+    codecs: Sequence[str],
+    decode: Callable[..., tuple[jax.Array, Residency | None]],
     residency: Residency | None,
     first_tile: jax.Array,
-    interpret: bool,
 ) -> tuple[list[TiledMatrix], Residency | None]:
-    """The entropy-coded matrices as dense ones, but those of some codecs; and the residency.
-
-    Of the dense ones, resident tiles are meaningless.
-    """
+    """The matrices of some codecs as dense ones, by `decode`, the others as they are."""
     dense: list[TiledMatrix] = []
     for t in matrices:
         tiles = t.tiles
-        if _is_coded(t, ENTROPY_CODED) and t.codec not in but:
-            w, residency = entropy_mosaic_gpu.decode(
-                t, residency, first_tile, missing_only=True, interpret=interpret
-            )
-            t = _as_dense(t, w)
+        if _is_coded(t, codecs):
+            w, residency = decode(t, residency, first_tile)
+            t = dataclasses.replace(t, arrays={"dense": w}, place=None)
         dense.append(t)
         first_tile += tiles
     return dense, residency
-
-
-def _decoded_whole(
-    matrices: Sequence[TiledMatrix],
-    residency: Residency,
-    first_tile: jax.Array,
-    interpret: bool,
-) -> tuple[list[TiledMatrix], Residency]:
-    """The matrices as dense ones, tiles in pages included; and the residency."""
-    dense: list[TiledMatrix] = []
-    for t in matrices:
-        w, after = decode_mosaic_gpu.decode(t, residency, first_tile, interpret=interpret)
-        assert after is not None
-        dense.append(_as_dense(t, w))
-        residency, first_tile = after, first_tile + t.tiles
-    return dense, residency
-
-
-def _as_dense(t: TiledMatrix, w: jax.Array) -> TiledMatrix:
-    return dataclasses.replace(t, arrays={"dense": w}, place=None)
 
 
 def _product(

@@ -1,6 +1,8 @@
 """The kernels are lowered for CUDA, which needs no GPU and catches what the interpreter accepts."""
 
 import dataclasses
+import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import kernels_pallas
 from codecjax.codecs import encode, pooled
 from codecjax.tiles import Residency
 from kernels_pallas import decode_mosaic_gpu, matmul_mosaic_gpu
 from kernels_pallas.arg_specs import gaussian_weight
+from kernels_pallas.implementations import MOSAIC_GPU
 from kernels_pallas.inputs import Gated, Input, Normed
 from tests.kernels_pallas.cases import CASES, FILLS, TOGETHER, Case, residency
 
@@ -34,6 +38,18 @@ def test_matmul(case: Case, n: int, paged: bool) -> None:
         jnp.int32(0),
     )
     assert "mosaic_gpu" in text
+
+
+@pytest.mark.parametrize(("n", "dots"), [(2048, 0), (2049, 1)], ids=["kernel's", "XLA's"])
+def test_matmul_of_many_rows(n: int, dots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond so many the matrix is decoded, and XLA multiplies."""
+    # No GPU is needed to lower for one.
+    monkeypatch.setattr(sys.modules["kernels_pallas.matmul"], "resolve", lambda name: name)
+    t = encode(gaussian_weight(512, 512, seed=1))
+    multiply = functools.partial(kernels_pallas.matmul, implementation=MOSAIC_GPU)
+    text = lower(multiply, jnp.zeros((n, 512), jnp.bfloat16), t)
+    assert text.count("dot_general") == dots
+    assert text.count("custom_call @mosaic_gpu") == 1
 
 
 @pytest.mark.parametrize("kind", ["normed", "gated"])
