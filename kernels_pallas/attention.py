@@ -5,6 +5,7 @@ import jax
 from codecjax.errors import UserError
 from kernels_pallas import attention_triton
 from kernels_pallas.implementations import XLA
+from kernels_pallas.inputs import Input
 
 TRITON = "triton"
 
@@ -25,7 +26,7 @@ def attend(
     position: jax.Array,
     *,
     interpret: bool = False,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+) -> tuple[Input, tuple[jax.Array, jax.Array]]:
     """Attends from one token to itself and all before it.
 
     Args:
@@ -39,7 +40,8 @@ def attend(
       interpret: run in the Pallas interpreter.
 
     Returns:
-      [H, HD] of the cache's dtype, and the cache with the token.
+      [1, H * HD] of the cache's dtype, as a product takes it (`value_of` gives the array), and the
+      cache with the token.
 
     Raises:
       UserError: the kernel cannot have heads of that size.

@@ -1,8 +1,8 @@
 """Attention of one new token as a Triton kernel: rotation, KV cache and softmax in one launch.
 
-XLA takes six launches for it, of one to three microseconds each. Here each program has one query
-head and a part of the context; the first program of a key's heads also stores the new key and
-value.
+XLA takes six launches for it, of one to three microseconds each. Here each program has the query
+heads that share a key, and a part of the context; the first part's program also stores the new key
+and value. What the parts give is put together by the product that comes next, see `inputs.Mixed`.
 """
 
 from typing import Any
@@ -12,10 +12,18 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-# What a program has of keys at once, in elements, and of positions in all before another pays.
-_BLOCK, _MOST_POSITIONS = 2**16, 1024
-_MOST_BLOCK = 512
-_WARPS = 8
+from kernels_pallas.inputs import Input, Mixed
+
+# Positions from which another part pays, and the most parts: every CTA of the next product reads
+# what they give.
+_POSITIONS, _MOST_PARTS = 64, 8
+# Of the keys that a program multiplies at once: the most positions, and the most elements.
+_MOST_BLOCK, _MOST_ELEMENTS = 64, 2**14
+# The least rows and columns that the matrix unit takes.
+_LEAST = 16
+_WARPS = 4
+# Blocks of keys and values in flight or at hand.
+_STAGES = 3
 
 
 def attend(
@@ -25,103 +33,107 @@ def attend(
     position: jax.Array,
     *,
     interpret: bool = False,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+) -> tuple[Input, tuple[jax.Array, jax.Array]]:
     """As `kernels_pallas.attend`."""
     head_dim = heads.shape[1]
     kv_heads, capacity = cache[0].shape[:2]
     queries = heads.shape[0] - 2 * kv_heads
+    shared = queries // kv_heads
     half = head_dim // 2
-    parts = pl.cdiv(capacity, _MOST_POSITIONS)
-    block = min(_BLOCK // head_dim, _MOST_BLOCK)
-    blocks_a_part = pl.cdiv(pl.cdiv(capacity, parts), block)
+    parts = min(pl.cdiv(capacity, _POSITIONS), _MOST_PARTS)
+    a_part = pl.cdiv(capacity, parts)
+    block = min(_MOST_BLOCK, _MOST_ELEMENTS // head_dim, pl.next_power_of_2(a_part))
+    block = max(block, _LEAST)
+    blocks_a_part = pl.cdiv(a_part, block)
+    rows = max(pl.next_power_of_2(shared), _LEAST)
     dtype = cache[0].dtype
 
     def body(*refs: Any) -> None:
         head_ref, cos_ref, sin_ref, at_ref, past_keys, past_values = refs[:6]
-        mixed_ref, peak_ref, total_ref, new_keys, new_values = refs[6:]
-        head, part = pl.program_id(0), pl.program_id(1)
-        group = head // (queries // kv_heads)
+        mixed_ref, weight_ref, new_keys, new_values = refs[6:]
+        group, part = pl.program_id(0), pl.program_id(1)
         at = at_ref[0]
-        both = (pl.ds(0, half), pl.ds(half, half))
+        column = jnp.arange(head_dim)
+        other = jnp.where(column < half, column + half, column - half)
+        number = jnp.arange(rows)
+        mine = jnp.broadcast_to((number < shared)[:, None], (rows, head_dim))
+        angle = jnp.where(column < half, column, column - half)
+        cosine = cos_ref[angle]
+        sine = jnp.where(column < half, -1.0, 1.0) * sin_ref[angle]
 
-        def load(row: Any) -> list[jax.Array]:
-            """float32[HD / 2]: both halves of a head."""
-            return [head_ref[row, each] for each in both]
+        def rounded(values: jax.Array) -> jax.Array:
+            return values.astype(dtype)
 
-        def rotated(row: list[jax.Array]) -> list[jax.Array]:
-            cosine, sine = cos_ref[...], sin_ref[...]
-            first, second = row
-            turned = [first * cosine - second * sine, second * cosine + first * sine]
-            return [each.astype(dtype).astype(jnp.float32) for each in turned]
+        def multiplied(one: jax.Array, other: jax.Array) -> jax.Array:
+            return jnp.dot(one, other, preferred_element_type=jnp.float32)
 
-        query, key = rotated(load(head)), rotated(load(queries + group))
-        value = load(queries + kv_heads + group)
-        value = [each.astype(dtype).astype(jnp.float32) for each in value]
+        def load(row: Any, columns: jax.Array) -> jax.Array:
+            return head_ref[jnp.full(head_dim, row), columns]
 
-        @pl.when((part == 0) & (head % (queries // kv_heads) == 0))
+        def loaded(columns: jax.Array) -> jax.Array:
+            there = head_ref.at[(group * shared + number)[:, None], columns[None, :]]
+            return plgpu.load(there, mask=mine, other=0.0)
+
+        query = rounded(loaded(column) * cosine[None, :] + loaded(other) * sine[None, :])
+        key_row = queries + group
+        key = rounded(load(key_row, column) * cosine + load(key_row, other) * sine)
+        value = rounded(load(key_row + kv_heads, column))
+
+        @pl.when(part == 0)
         def _() -> None:
-            for new, ref in ((key, new_keys), (value, new_values)):
-                for each, columns in zip(new, both, strict=True):
-                    ref[group, at, columns] = each.astype(dtype)
-
-        def scaled(products: jax.Array) -> jax.Array:
-            return products * head_dim**-0.5
+            new_keys[group, at, :] = key
+            new_values[group, at, :] = value
 
         def add(number: jax.Array, carry: Any) -> Any:
             peak, total, sums = carry
             first = (part * blocks_a_part + number) * block
             seen = first + jnp.arange(block) < at
-            mask = jnp.broadcast_to(seen[:, None], (block, half))
+            mask = jnp.broadcast_to(seen[:, None], (block, head_dim))
 
-            def rows(ref: Any) -> list[jax.Array]:
-                there = [ref.at[group, pl.ds(first, block), each] for each in both]
-                loaded = [plgpu.load(each, mask=mask, other=0.0) for each in there]
-                return [each.astype(jnp.float32) for each in loaded]
+            def past(ref: Any) -> jax.Array:
+                return plgpu.load(ref.at[group, pl.ds(first, block), :], mask=mask, other=0.0)
 
-            past, mixed = rows(past_keys), rows(past_values)
-            products = sum(
-                jnp.sum(k * q[None, :], axis=1) for k, q in zip(past, query, strict=True)
-            )
-            scores = jnp.where(seen, scaled(products), -jnp.inf)
-            higher = jnp.maximum(peak, jnp.max(scores))
-            shares, kept = jnp.exp(scores - higher), jnp.exp(peak - higher)
-            sums = [
-                old * kept + jnp.sum(v * shares[:, None], axis=0)
-                for old, v in zip(sums, mixed, strict=True)
-            ]
-            return higher, total * kept + jnp.sum(shares), sums
+            keys, values = past(past_keys), past(past_values)
+            scores = multiplied(query, keys.T) * head_dim**-0.5
+            scores = jnp.where(seen[None, :], scores, -jnp.inf)
+            higher = jnp.maximum(peak, jnp.max(scores, axis=1))
+            shares, kept = jnp.exp(scores - higher[:, None]), jnp.exp(peak - higher)
+            # The matrix unit takes bf16, so what is lost of the shares is multiplied apart.
+            coarse = rounded(shares)
+            fine = rounded(shares - coarse.astype(jnp.float32))
+            more = multiplied(coarse, values) + multiplied(fine, values)
+            return higher, total * kept + jnp.sum(shares, axis=1), sums * kept[:, None] + more
 
         # The new token is the first part's: so no part is without any position.
-        own = scaled(sum(jnp.sum(q * k) for q, k in zip(query, key, strict=True)))
+        wide = query.astype(jnp.float32) * key.astype(jnp.float32)[None, :]
         here = part == 0
-        peak = jnp.where(here, own, jnp.float32(-1e30))
-        total = jnp.where(here, jnp.float32(1), jnp.float32(0))
-        sums = [jnp.where(here, each, 0.0) for each in value]
+        peak = jnp.where(here, jnp.sum(wide, axis=1) * head_dim**-0.5, jnp.float32(-1e30))
+        total = jnp.full(rows, jnp.where(here, jnp.float32(1), jnp.float32(0)))
+        own = jnp.broadcast_to(value.astype(jnp.float32)[None, :], (rows, head_dim))
+        sums = jnp.where(here, own, 0.0)
         left = jnp.maximum(at - part * (blocks_a_part * block), 0)
         blocks = jnp.minimum(pl.cdiv(left, block), blocks_a_part)
         peak, total, sums = jax.lax.fori_loop(0, blocks, add, (peak, total, sums))
-        peak_ref[head, part], total_ref[head, part] = peak, total
-        for each, columns in zip(sums, both, strict=True):
-            share = each / jnp.maximum(total, 1e-30)
-            mixed_ref[head, part, columns] = share.astype(mixed_ref.dtype)
+        total = jnp.maximum(total, 1e-30)
+        row = group * shared + number
+        weights = weight_ref.at[row, jnp.full(rows, part)]
+        plgpu.store(weights, peak + jnp.log(total), mask=number < shared)
+        mixed = mixed_ref.at[row[:, None], jnp.full((1, 1), part), column[None, :]]
+        plgpu.store(mixed, (sums / total[:, None]).astype(mixed_ref.dtype), mask=mine)
 
     shapes = [
         jax.ShapeDtypeStruct((queries, parts, head_dim), dtype if parts == 1 else jnp.float32),
-        *(jax.ShapeDtypeStruct((queries, parts), jnp.float32),) * 2,
+        jax.ShapeDtypeStruct((queries, parts), jnp.float32),
         *(jax.ShapeDtypeStruct(each.shape, each.dtype) for each in cache),
     ]
-    mixed, peak, total, *after = pl.pallas_call(
+    mixed, weights, *after = pl.pallas_call(
         body,
         out_shape=shapes,
-        grid=(queries, parts),
-        input_output_aliases={4: 3, 5: 4},
-        compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=1),
+        grid=(kv_heads, parts),
+        input_output_aliases={4: 2, 5: 3},
+        compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=_STAGES),
         interpret=interpret,
         name="attend",
     )(heads, *rotation, position.reshape(1), *cache)
-    if parts > 1:
-        # Each part's mixture counts as its share of all that was exponentiated.
-        weights = total * jnp.exp(peak - peak.max(axis=1, keepdims=True))
-        weights /= weights.sum(axis=1, keepdims=True)
-        mixed = jnp.sum(mixed * weights[..., None], axis=1, keepdims=True)
-    return mixed[:, 0].astype(dtype), (after[0], after[1])
+    x: Input = mixed.reshape(1, -1) if parts == 1 else Mixed(mixed, weights, str(dtype))
+    return x, (after[0], after[1])

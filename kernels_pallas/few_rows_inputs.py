@@ -5,6 +5,7 @@ or copies it, where registers are scarce.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +15,12 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.tiles import UNIT_COLUMNS
 from kernels_pallas.emit import LANE_LAYOUT, LANES
-from kernels_pallas.inputs import Gated, Input, Made, Normed
+from kernels_pallas.inputs import Gated, Input, Made, Mixed, Normed
 from kernels_pallas.warps import WARP_LANES, WARPS, Warps
 
 # Elements of x, all rows together, from which making it once for all CTAs takes less time, or
 # from which fewer CTAs fit a multiprocessor.
-_MOST = {Normed: 2**14, Gated: 2**13}
+_MOST = {Normed: 2**14, Gated: 2**13, Mixed: 2**14}
 _MOST_COPIED = 2**14
 # What a lane makes at once: two words.
 _QUAD = 4
@@ -45,6 +46,7 @@ class Rows:
       held: whether x is in shared memory.
       mean_of: K.
       eps: of a norm.
+      parts, head_dim: P and HD of attention.
     """
 
     warps: Warps
@@ -55,6 +57,8 @@ class Rows:
     held: bool
     mean_of: int
     eps: float
+    parts: int
+    head_dim: int
 
     @classmethod
     def of(
@@ -69,7 +73,8 @@ class Rows:
         made = type(x) if isinstance(x, Made) else None
         eps = x.eps if isinstance(x, Normed) else 0.0
         held = made is not None or (scarce and count * columns <= _MOST_COPIED)
-        return cls(warps, warpgroups, count, columns, made, held, k, eps)
+        _, parts, head_dim = x.parts.shape if isinstance(x, Mixed) else (0, 0, 0)
+        return cls(warps, warpgroups, count, columns, made, held, k, eps, parts, head_dim)
 
     def operands(self, x: Input) -> dict[str, jax.Array]:
         """The kernel's arrays by name."""
@@ -81,6 +86,10 @@ class Rows:
             return {"x": padded(x.x), "scale": padded(x.scale)}
         if isinstance(x, Gated):
             return {"x": jnp.concatenate([padded(x.gate), padded(x.up)], axis=1)}
+        if isinstance(x, Mixed):
+            more = -(-(self.columns - self.mean_of) // self.head_dim)
+            heads = [(0, more), (0, 0)]
+            return {"x": jnp.pad(x.parts, [*heads, (0, 0)]), "weights": jnp.pad(x.weights, heads)}
         return {"x": padded(x)}
 
     @property
@@ -162,6 +171,8 @@ class Rows:
             squares = jnp.where(number <= last, squares, 0.0)
         elif self.made is Gated:
             words = self._gated(refs, row, quad)
+        elif self.made is Mixed:
+            words = self._mixed(refs, quad)
         else:
             index = jnp.uint32(row * self.columns // 2) + quad * jnp.uint32(_QUAD // 2)
             words = self.warps.load(refs["x"], index, [0, 1])
@@ -200,6 +211,25 @@ class Rows:
                 for gate, up in zip(gates, ups, strict=True)
             ]
         )
+
+    def _mixed(self, refs: dict[str, Any], quad: jax.Array) -> list[jax.Array]:
+        """Words of quads of the only row."""
+        first = quad * jnp.uint32(_QUAD)
+        head, column = first // jnp.uint32(self.head_dim), first % jnp.uint32(self.head_dim)
+        start, parts = head * jnp.uint32(self.parts), range(self.parts)
+        index = start * jnp.uint32(self.head_dim) + column
+        mixtures = [self._floats(refs["x"], index + jnp.uint32(p * self.head_dim)) for p in parts]
+        words = self.warps.load(refs["weights"], start, parts)
+        weights = [jax.lax.bitcast_convert_type(word, jnp.float32) for word in words]
+        peak = functools.reduce(jnp.maximum, weights)
+        counts = [jnp.exp(weight - peak) for weight in weights]
+        total = functools.reduce(jnp.add, counts)
+        shares = [count / total for count in counts]
+        values = []
+        for place in range(_QUAD):
+            terms = (share * each[place] for share, each in zip(shares, mixtures, strict=True))
+            values.append(functools.reduce(jnp.add, terms))
+        return self._pairs(values)
 
     def _pairs(self, values: list[jax.Array]) -> list[jax.Array]:
         return [self.warps.pair(*values[first : first + 2]) for first in range(0, _QUAD, 2)]

@@ -63,8 +63,38 @@ class Gated:
         return (jax.nn.silu(self.gate) * self.up).astype(self.dtype)
 
 
-Made = Normed | Gated
-type Input = jax.Array | Normed | Gated
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mixed:
+    """One token's attention to a context, of which each part was attended to by itself.
+
+    A part counts as the sum of its exponentiated scores.
+
+    Attributes:
+      parts: float32[H, P, HD], of each part its mixture of values.
+      weights: float32[H, P], logarithms of the sums.
+      dtype: that the result is rounded to.
+    """
+
+    parts: jax.Array
+    weights: jax.Array
+    dtype: str = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(1, H * HD)."""
+        heads, _, head_dim = self.parts.shape
+        return 1, heads * head_dim
+
+    def value(self) -> jax.Array:
+        """[1, H * HD] of the dtype."""
+        shares = jax.nn.softmax(self.weights, axis=1)
+        mixed = jnp.sum(shares[..., None] * self.parts, axis=1)
+        return mixed.reshape(self.shape).astype(self.dtype)
+
+
+Made = Normed | Gated | Mixed
+type Input = jax.Array | Normed | Gated | Mixed
 
 
 def value_of(x: Input) -> jax.Array:

@@ -20,7 +20,7 @@ from codecjax.models.linear import TiledLinear
 from codecjax.models.parameters import EMBEDDING, at, sharing_inputs
 from codecjax.tiles import Residency, TiledMatrix
 from kernels_pallas.implementations import XLA
-from kernels_pallas.inputs import Gated, Normed
+from kernels_pallas.inputs import Gated, Input, Normed
 
 
 @jax.tree_util.register_dataclass
@@ -136,8 +136,8 @@ class Attention(nnx.Module):
         next_ones = (*self.output.tiled, *following)
         (queries, keys, values), residency = self.inputs(x, residency, following=next_ones)
         if cache is not None and queries.shape[0] == 1 and self._in_a_kernel:
-            mixed, cache = self._attend_in_kernel(queries, keys, values, where, cache)
-            (y,), residency = self.output(mixed, residency, stream, following)
+            attended, cache = self._attend_in_kernel(queries, keys, values, where, cache)
+            (y,), residency = self.output(attended, residency, stream, following)
             return y, cache, residency
         queries = _rotate(self._by_head(queries, batch, self.heads), where.rotation)
         keys = _rotate(self._by_head(keys, batch, self.kv_heads), where.rotation)
@@ -171,7 +171,7 @@ class Attention(nnx.Module):
         values: jax.Array,
         where: _Where,
         cache: LayerCache,
-    ) -> tuple[jax.Array, LayerCache]:
+    ) -> tuple[Input, LayerCache]:
         """[1, H * HD], and the cache, of one token's products float32[1, heads * HD]."""
         cosine, sine = where.rotation
         # XLA takes this for the kernel's one array that these are slices of.
@@ -182,7 +182,7 @@ class Attention(nnx.Module):
             (cache.keys[0], cache.values[0]),
             where.start,
         )
-        return mixed.reshape(1, -1), LayerCache(keys_after[None], values_after[None])
+        return mixed, LayerCache(keys_after[None], values_after[None])
 
     def _by_head(self, x: jax.Array, batch: int, heads: int) -> jax.Array:
         return x.reshape(batch, -1, heads, self.head_dim)

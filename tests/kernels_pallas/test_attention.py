@@ -10,6 +10,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 import kernels_pallas
 from codecjax.errors import UserError
 from kernels_pallas.implementations import MOSAIC_GPU, XLA
+from kernels_pallas.inputs import value_of
 
 # Query heads, key/value heads, capacity, size of a head, position.
 CASES = [
@@ -57,6 +58,7 @@ def test_attends_and_takes_up_the_token(
     shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
     shares /= shares.sum(axis=-1, keepdims=True)
     product = np.einsum("kgc,kcd->kgd", shares, values).reshape(heads, head_dim)
+    mixed = value_of(mixed).reshape(heads, head_dim)
     assert mixed.dtype == jnp.bfloat16
     # Rounded to bf16 at the end, and nowhere before.
     np.testing.assert_allclose(np.asarray(mixed, np.float64), product, rtol=2**-8, atol=1e-5)

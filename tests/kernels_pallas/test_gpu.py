@@ -17,7 +17,7 @@ from codecjax.tiles import DECODE, Residency, fill_entry, units_per_tile
 from kernels_pallas import matmul_mosaic_gpu, predicted_tiles
 from kernels_pallas.arg_specs import ALL, BY_NAME, MatrixSpec, activations, gaussian_weight
 from kernels_pallas.implementations import MOSAIC_GPU, XLA
-from kernels_pallas.inputs import Gated, Made, Normed
+from kernels_pallas.inputs import Gated, Made, Mixed, Normed, value_of
 from kernels_pallas.more_rows_mosaic_gpu import MoreRowsConfig
 from tests.kernels_pallas.cases import (
     CASES,
@@ -162,8 +162,13 @@ def test_sums_that_cannot_be_dealt_evenly(n: int, splits: int) -> None:
         assert np.linalg.norm(np.asarray(y) - exact) < 1e-5 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize("kind", [Normed, Gated])
-@pytest.mark.parametrize(("n", "k"), [(1, 2048), (3, 700), (8, 512)])
+@pytest.mark.parametrize(
+    ("kind", "n", "k"),
+    [
+        *((kind, *case) for kind in (Normed, Gated) for case in ((1, 2048), (3, 700), (8, 512))),
+        *((Mixed, 1, k) for k in (192, 2048)),
+    ],
+)
 def test_x_that_the_kernel_makes(kind: type[Made], n: int, k: int) -> None:
     w, x = gaussian_weight(200, k, seed=4), made(kind, n, k)
     added = activations(n, 200, seed=5).astype(jnp.float32)
@@ -187,7 +192,7 @@ def test_attention(heads: int, kv_heads: int, capacity: int, head_dim: int, posi
     expected_mixed, expected_after = kernels_pallas.attend(*given, interpret=True)
     # Multiplications and additions that are fused turn heads to other neighbours in bf16.
     tolerance = {"rtol": 2**-6, "atol": 1e-2}
-    pairs = [(mixed, expected_mixed)]
+    pairs = [(value_of(mixed), value_of(expected_mixed))]
     for new, wanted in zip(after, expected_after, strict=True):
         pairs.append((new[:, position], wanted[:, position]))
         rest = jnp.delete(new, position, axis=1), jnp.delete(wanted, position, axis=1)

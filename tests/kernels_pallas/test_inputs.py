@@ -14,13 +14,25 @@ from kernels_pallas.arg_specs import activations, gaussian_weight
 from kernels_pallas.few_rows_inputs import made_here
 from kernels_pallas.few_rows_mosaic_gpu import FewRowsConfig
 from kernels_pallas.implementations import XLA
-from kernels_pallas.inputs import Gated, Made, Normed, value_of
+from kernels_pallas.inputs import Gated, Made, Mixed, Normed, value_of
 
 NO_TILE = jnp.int32(0)
 EPS = 1e-5
 
 
+def mixed(k: int, head_dim: int = 64, parts: int = 3) -> Mixed:
+    """Of the parts the last has no position."""
+    heads = k // head_dim
+    mixtures = activations(heads * parts, head_dim, seed=1).astype(jnp.float32)
+    weights = 3 * activations(heads, parts, seed=2).astype(jnp.float32)
+    weights = weights.at[:, -1].set(-1e30)
+    return Mixed(mixtures.reshape(heads, parts, head_dim), weights, "bfloat16")
+
+
 def made(kind: type[Made], n: int, k: int) -> Made:
+    if kind is Mixed:
+        assert n == 1
+        return mixed(k)
     first, second, scale = (
         3 * activations(rows, k, seed).astype(jnp.float32)
         for seed, rows in enumerate((n, n, 1), start=1)
@@ -36,23 +48,32 @@ def expected(x: Made) -> np.ndarray:
         wide = np.asarray(x.x, np.float64)
         root = np.sqrt(np.mean(wide**2, axis=1, keepdims=True) + EPS)
         return wide / root * np.asarray(x.scale, np.float64)
+    if isinstance(x, Mixed):
+        shares = np.exp(np.asarray(x.weights, np.float64))
+        shares /= shares.sum(axis=1, keepdims=True)
+        return np.einsum("hp,hpd->hd", shares, np.asarray(x.parts, np.float64)).reshape(1, -1)
     gate = np.asarray(x.gate, np.float64)
     return gate / (1 + np.exp(-gate)) * np.asarray(x.up, np.float64)
 
 
-kinds = pytest.mark.parametrize("kind", [Normed, Gated])
-
-
-@kinds
-def test_the_value_is_by_the_definition(kind: type[Made]) -> None:
-    x = made(kind, 3, 100)
+@pytest.mark.parametrize(("kind", "n", "k"), [(Normed, 3, 100), (Gated, 3, 100), (Mixed, 1, 192)])
+def test_the_value_is_by_the_definition(kind: type[Made], n: int, k: int) -> None:
+    x = made(kind, n, k)
     np.testing.assert_allclose(
         np.asarray(value_of(x), np.float64), expected(x), rtol=2**-8, atol=1e-30
     )
 
 
-@kinds
-@pytest.mark.parametrize(("n", "k", "warpgroups"), [(1, 512, 1), (3, 700, 2), (8, 256, 1)])
+# Kind, rows and columns of x, warpgroups of a CTA.
+SIZES = [(1, 512, 1), (3, 700, 2), (8, 256, 1)]
+PRODUCTS = [
+    *((kind, *sizes) for kind in (Normed, Gated) for sizes in SIZES),
+    (Mixed, 1, 512, 1),
+    (Mixed, 1, 192, 2),
+]
+
+
+@pytest.mark.parametrize(("kind", "n", "k", "warpgroups"), PRODUCTS)
 def test_a_product_made_in_the_kernel(kind: type[Made], n: int, k: int, warpgroups: int) -> None:
     """Within the rounding of x to bf16 of float64; the same bits whatever the codec."""
     w, x = gaussian_weight(100, k, seed=4), made(kind, n, k)
@@ -76,11 +97,13 @@ def test_a_product_made_in_the_kernel(kind: type[Made], n: int, k: int, warpgrou
     assert np.linalg.norm(error) < 2**-8 * np.linalg.norm(product)
 
 
-@kinds
-def test_long_rows_are_made_before_the_kernel(kind: type[Made]) -> None:
-    x = made(kind, 8, 4096)
+@pytest.mark.parametrize(
+    ("kind", "n", "k"), [(Normed, 8, 4096), (Gated, 8, 4096), (Mixed, 1, 2**14 + 256)]
+)
+def test_long_rows_are_made_before_the_kernel(kind: type[Made], n: int, k: int) -> None:
+    x = made(kind, n, k)
     assert not made_here(x)
-    w = encode(gaussian_weight(64, 4096, seed=4), codec="bf16")
+    w = encode(gaussian_weight(64, k, seed=4), codec="bf16")
     (y,), _ = matmul_mosaic_gpu.matmul(x, (w,), None, NO_TILE, interpret=True)
     (same,), _ = matmul_mosaic_gpu.matmul(x.value(), (w,), None, NO_TILE, interpret=True)
     chex.assert_trees_all_equal(y, same)

@@ -16,7 +16,7 @@ from codecjax.tiles import Residency
 from kernels_pallas import decode_mosaic_gpu, matmul_mosaic_gpu
 from kernels_pallas.arg_specs import gaussian_weight
 from kernels_pallas.implementations import MOSAIC_GPU
-from kernels_pallas.inputs import Gated, Input, Normed
+from kernels_pallas.inputs import Gated, Made, Mixed, Normed
 from tests.kernels_pallas.cases import CASES, FILLS, TOGETHER, Case, residency
 
 
@@ -52,20 +52,25 @@ def test_matmul_of_many_rows(n: int, dots: int, monkeypatch: pytest.MonkeyPatch)
     assert text.count("custom_call @mosaic_gpu") == 1
 
 
-@pytest.mark.parametrize("kind", ["normed", "gated"])
-@pytest.mark.parametrize("codec", ["window", "bf16"])
-def test_matmul_that_makes_x_adds_and_asks_ahead(codec: str, kind: str) -> None:
-    t = encode(gaussian_weight(300, 500, seed=1), codec=codec)
-    wide = jnp.zeros((2, 500))
-    x: Input = Gated(wide, wide, "bfloat16")
-    if kind == "normed":
-        x = Normed(wide, jnp.ones(500, jnp.bfloat16), 1e-5, "bfloat16")
+WIDE = jnp.zeros((2, 500))
+MADE = {
+    "normed": Normed(WIDE, jnp.ones(500, jnp.bfloat16), 1e-5, "bfloat16"),
+    "gated": Gated(WIDE, WIDE, "bfloat16"),
+    "mixed": Mixed(jnp.zeros((5, 3, 128)), jnp.zeros((5, 3)), "bfloat16"),
+}
 
-    def multiply(x: Input, added: jax.Array) -> jax.Array:
+
+@pytest.mark.parametrize("x", MADE.values(), ids=MADE)
+@pytest.mark.parametrize("codec", ["window", "bf16"])
+def test_matmul_that_makes_x_adds_and_asks_ahead(codec: str, x: Made) -> None:
+    n, k = x.shape
+    t = encode(gaussian_weight(300, k, seed=1), codec=codec)
+
+    def multiply(x: Made, added: jax.Array) -> jax.Array:
         (y,), _ = matmul_mosaic_gpu.matmul(x, (t,), None, jnp.int32(0), added, (t,))
         return y
 
-    text = lower(multiply, x, jnp.zeros((2, 300)))
+    text = lower(multiply, x, jnp.zeros((n, 300)))
     assert text.count("custom_call @mosaic_gpu") == 1
     # Nothing is left to XLA but padding and cutting.
     assert not {"rsqrt", "logistic", "exponential", "stablehlo.add"} & set(text.split())
