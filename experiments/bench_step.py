@@ -1,7 +1,8 @@
 """Suite `step`: one decode step of a whole model, compressed and in bf16.
 
 Steps are dispatched back to back, each taking over what the one before holds, and the host
-waits for the last only; the slope between two numbers of steps is the device's time for one.
+waits for the last only; the slope between two numbers of steps is the device's time for one,
+unless the host takes longer to dispatch it (`timing.device_time`).
 """
 
 import concurrent.futures
@@ -27,7 +28,7 @@ from experiments.bench_matrices import WIDTH
 from experiments.bench_rows import Row
 from experiments.bench_settings import Settings, backend, repeats
 from experiments.shapes import SHAPES
-from experiments.timing import host_share, slope
+from experiments.timing import device_time, host_share
 from experiments.traffic import weight_traffic
 from kernels_pallas.attention import attention_implementation
 from kernels_pallas.implementations import XLA
@@ -99,15 +100,21 @@ class Stepper:
 
     def __call__(self, count: int) -> jax.Array:
         """Makes so many steps, up to the end of the context; the logits[V] of the last."""
-        executable = self._executable.result()
-        position = jax.device_put(np.int32(self.context - 1 - count))
-        held = dataclasses.replace(
-            self._held, position=steps.replaced(self._held.position, position)
-        )
+        self.go_back(count)
         for _ in range(count):
-            held = executable(self._arrays, held, None)
-        self._held = held
-        return held.logits
+            self.step()
+        return self._held.logits
+
+    def go_back(self, count: int) -> None:
+        """To so many steps before the end of the context."""
+        position = jax.device_put(np.int32(self.context - 1 - count))
+        position = steps.replaced(self._held.position, position)
+        self._held = dataclasses.replace(self._held, position=position)
+
+    def step(self) -> jax.Array:
+        """Makes one step more; its logits[V]."""
+        self._held = self._executable.result()(self._arrays, self._held, None)
+        return self._held.logits
 
     def first_logits(self) -> np.ndarray:
         """float32[V]: of one step from the state that all steppers begin with."""
@@ -212,6 +219,9 @@ def _row(
     calls: dict[int, Callable[[], Any]] = {
         count: functools.partial(stepper, count) for count in _STEPS[backend()]
     }
+    share = host_share(calls[max(calls)])
+    stepper.go_back(1 + repeats())
+    timing = device_time(calls, stepper.step, share, repeats())
     every_tile = np.full(model.tile_count, DECODE)
     return Row(
         suite=SUITE,
@@ -222,8 +232,8 @@ def _row(
         shape=(config.vocab_size, config.hidden_size),
         batch=1,
         implementation=stepper.implementation,
-        timing=slope(calls, repeats()),
-        host_share=host_share(calls[max(calls)]),
+        timing=timing,
+        host_share=share,
         bytes=model.nbytes,
         bf16_bytes=model.bf16_nbytes,
         moved_bytes=int(weight_traffic(model).step_bytes(every_tile)) + stepper.kv_bytes,
