@@ -4,7 +4,7 @@ One jitted call has a fixed dispatch cost that a single timing would count. So n
 applications of a function are timed and the slope between them is the time of one application.
 `slope_seconds` compiles one call for each number; `Repeated` compiles a single call, which is
 dispatched several times without waiting in between. Where a GPU is done before the host can
-dispatch more, the slope would be the host's, and `device_time` asks the GPU's profiler instead.
+dispatch more, the slope would be the host's, and `Repeated` asks the GPU's profiler instead.
 """
 
 import concurrent.futures
@@ -167,9 +167,13 @@ class Repeated:
 
     def time(self, repeats: int) -> Timing:
         """The timing of one application."""
-        calls = {number: functools.partial(self._all, number) for number in self._CALLS}
-        one = functools.partial(self._all, 1)
-        return device_time(calls, one, self.host_share, repeats).over(self._count)
+        found = None
+        if jax.default_backend() == "gpu" and self.host_share > _MOST_HOST_SHARE:
+            found = profiled(functools.partial(self._all, 1), repeats)
+        if found is None:
+            calls = {number: functools.partial(self._all, number) for number in self._CALLS}
+            found = slope(calls, repeats)
+        return found.over(self._count)
 
     @functools.cached_property
     def host_share(self) -> float:
@@ -179,25 +183,6 @@ class Repeated:
     def _all(self, calls: int) -> Any:
         """Everything that so many calls leave, to be waited for."""
         return self(calls), self.carried
-
-
-def device_time(
-    calls: Mapping[int, Callable[[], Any]],
-    one: Callable[[], Any],
-    share: float,
-    repeats: int,
-) -> Timing:
-    """The timing of one application, by the profiler where the host would set the slope's pace.
-
-    Args:
-      calls, repeats: as in `slope`.
-      one: applies once; called once more than `repeats`.
-      share: `host_share` of a call.
-    """
-    found = None
-    if jax.default_backend() == "gpu" and share > _MOST_HOST_SHARE:
-        found = profiled(one, repeats)
-    return found or slope(calls, repeats)
 
 
 def host_share(call: Callable[[], Any]) -> float:

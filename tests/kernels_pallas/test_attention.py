@@ -17,6 +17,7 @@ CASES = [
     pytest.param(8, 2, 512, 64, 300, id="tinyllama"),
     pytest.param(4, 1, 96, 128, 0, id="first token"),
     pytest.param(2, 2, 256, 16, 255, id="last position"),
+    pytest.param(24, 1, 96, 32, 50, id="many heads share a key"),
     pytest.param(4, 1, 2100, 64, 2000, id="several parts"),
     pytest.param(4, 2, 2100, 32, 5, id="parts without a position"),
 ]
