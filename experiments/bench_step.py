@@ -223,7 +223,7 @@ def _row(
     share = host_share(calls[max(calls)])
     stepper.go_back(1 + repeats())
     # All by one method: tracing takes 2 % of a small model's step, and a slope's host its share.
-    timing = profiled(stepper.step, repeats()) if backend() == "gpu" else None
+    timing = profiled(stepper.step, repeats()) or slope(calls, repeats())
     every_tile = np.full(model.tile_count, DECODE)
     return Row(
         suite=SUITE,
@@ -234,7 +234,7 @@ def _row(
         shape=(config.vocab_size, config.hidden_size),
         batch=1,
         implementation=stepper.implementation,
-        timing=timing or slope(calls, repeats()),
+        timing=timing,
         host_share=share,
         bytes=model.nbytes,
         bf16_bytes=model.bf16_nbytes,

@@ -168,7 +168,7 @@ class Repeated:
     def time(self, repeats: int) -> Timing:
         """The timing of one application."""
         found = None
-        if jax.default_backend() == "gpu" and self.host_share > _MOST_HOST_SHARE:
+        if self.host_share > _MOST_HOST_SHARE:
             found = profiled(functools.partial(self._all, 1), repeats)
         if found is None:
             calls = {number: functools.partial(self._all, number) for number in self._CALLS}
@@ -199,10 +199,13 @@ def host_share(call: Callable[[], Any]) -> float:
 
 
 def profiled(call: Callable[[], Any], repeats: int) -> Timing | None:
-    """The timing of a call by the GPU's profiler, or None where that saw nothing.
+    """The timing of a call by the GPU's profiler, or None without a GPU or where it saw nothing.
 
-    It is the time from the start of the call's first kernel to the end of its last.
+    It is the time from the start of the call's first kernel to the end of its last. The call is
+    made once more than `repeats`.
     """
+    if jax.default_backend() != "gpu":
+        return None
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     jax.block_until_ready(call())

@@ -5,7 +5,7 @@ import jax
 from codecjax.errors import UserError
 from kernels_pallas import attention_triton
 from kernels_pallas.implementations import XLA
-from kernels_pallas.inputs import Input
+from kernels_pallas.inputs import Mixed
 
 TRITON = "triton"
 
@@ -26,7 +26,7 @@ def attend(
     position: jax.Array,
     *,
     interpret: bool = False,
-) -> tuple[Input, tuple[jax.Array, jax.Array]]:
+) -> tuple[Mixed, tuple[jax.Array, jax.Array]]:
     """Attends from one token to itself and all before it.
 
     Args:
@@ -40,8 +40,7 @@ def attend(
       interpret: run in the Pallas interpreter.
 
     Returns:
-      [1, H * HD] of the cache's dtype, as a product takes it (`value_of` gives the array), and the
-      cache with the token.
+      [1, H * HD] of the cache's dtype, for a product to make, and the cache with the token.
 
     Raises:
       UserError: the kernel cannot have heads of that size.

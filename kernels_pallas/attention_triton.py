@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from kernels_pallas.inputs import Input, Mixed
+from kernels_pallas.inputs import Mixed
 
 # Positions from which another part pays, and the most parts: every CTA of the next product reads
 # what they give.
@@ -33,7 +33,7 @@ def attend(
     position: jax.Array,
     *,
     interpret: bool = False,
-) -> tuple[Input, tuple[jax.Array, jax.Array]]:
+) -> tuple[Mixed, tuple[jax.Array, jax.Array]]:
     """As `kernels_pallas.attend`."""
     head_dim = heads.shape[1]
     kv_heads, capacity = cache[0].shape[:2]
@@ -54,7 +54,7 @@ def attend(
         group, part = pl.program_id(0), pl.program_id(1)
         at = at_ref[0]
         column = jnp.arange(head_dim)
-        other = jnp.where(column < half, column + half, column - half)
+        partner = jnp.where(column < half, column + half, column - half)
         number = jnp.arange(rows)
         mine = jnp.broadcast_to((number < shared)[:, None], (rows, head_dim))
         angle = jnp.where(column < half, column, column - half)
@@ -64,8 +64,8 @@ def attend(
         def rounded(values: jax.Array) -> jax.Array:
             return values.astype(dtype)
 
-        def multiplied(one: jax.Array, other: jax.Array) -> jax.Array:
-            return jnp.dot(one, other, preferred_element_type=jnp.float32)
+        def multiplied(left: jax.Array, right: jax.Array) -> jax.Array:
+            return jnp.dot(left, right, preferred_element_type=jnp.float32)
 
         def load(row: Any, columns: jax.Array) -> jax.Array:
             return head_ref[jnp.full(head_dim, row), columns]
@@ -74,9 +74,9 @@ def attend(
             there = head_ref.at[(group * shared + number)[:, None], columns[None, :]]
             return plgpu.load(there, mask=mine, other=0.0)
 
-        query = rounded(loaded(column) * cosine[None, :] + loaded(other) * sine[None, :])
+        query = rounded(loaded(column) * cosine[None, :] + loaded(partner) * sine[None, :])
         key_row = queries + group
-        key = rounded(load(key_row, column) * cosine + load(key_row, other) * sine)
+        key = rounded(load(key_row, column) * cosine + load(key_row, partner) * sine)
         value = rounded(load(key_row + kv_heads, column))
 
         @pl.when(part == 0)
@@ -84,9 +84,9 @@ def attend(
             new_keys[group, at, :] = key
             new_values[group, at, :] = value
 
-        def add(number: jax.Array, carry: Any) -> Any:
+        def add(turn: jax.Array, carry: Any) -> Any:
             peak, total, sums = carry
-            first = (part * blocks_a_part + number) * block
+            first = (part * blocks_a_part + turn) * block
             seen = first + jnp.arange(block) < at
             mask = jnp.broadcast_to(seen[:, None], (block, head_dim))
 
@@ -104,7 +104,7 @@ def attend(
             more = multiplied(coarse, values) + multiplied(fine, values)
             return higher, total * kept + jnp.sum(shares, axis=1), sums * kept[:, None] + more
 
-        # The new token is the first part's: so no part is without any position.
+        # The new token is the first part's, which so is never without a position.
         wide = query.astype(jnp.float32) * key.astype(jnp.float32)[None, :]
         here = part == 0
         peak = jnp.where(here, jnp.sum(wide, axis=1) * head_dim**-0.5, jnp.float32(-1e30))
@@ -119,10 +119,10 @@ def attend(
         weights = weight_ref.at[row, jnp.full(rows, part)]
         plgpu.store(weights, peak + jnp.log(total), mask=number < shared)
         mixed = mixed_ref.at[row[:, None], jnp.full((1, 1), part), column[None, :]]
-        plgpu.store(mixed, (sums / total[:, None]).astype(mixed_ref.dtype), mask=mine)
+        plgpu.store(mixed, sums / total[:, None], mask=mine)
 
     shapes = [
-        jax.ShapeDtypeStruct((queries, parts, head_dim), dtype if parts == 1 else jnp.float32),
+        jax.ShapeDtypeStruct((queries, parts, head_dim), jnp.float32),
         jax.ShapeDtypeStruct((queries, parts), jnp.float32),
         *(jax.ShapeDtypeStruct(each.shape, each.dtype) for each in cache),
     ]
@@ -135,5 +135,4 @@ def attend(
         interpret=interpret,
         name="attend",
     )(heads, *rotation, position.reshape(1), *cache)
-    x: Input = mixed.reshape(1, -1) if parts == 1 else Mixed(mixed, weights, str(dtype))
-    return x, (after[0], after[1])
+    return Mixed(mixed, weights, str(dtype)), (after[0], after[1])

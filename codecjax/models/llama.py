@@ -20,7 +20,7 @@ from codecjax.models.linear import TiledLinear
 from codecjax.models.parameters import EMBEDDING, at, sharing_inputs
 from codecjax.tiles import Residency, TiledMatrix
 from kernels_pallas.implementations import XLA
-from kernels_pallas.inputs import Gated, Input, Normed
+from kernels_pallas.inputs import Gated, Mixed, Normed
 
 
 @jax.tree_util.register_dataclass
@@ -171,7 +171,7 @@ class Attention(nnx.Module):
         values: jax.Array,
         where: _Where,
         cache: LayerCache,
-    ) -> tuple[Input, LayerCache]:
+    ) -> tuple[Mixed, LayerCache]:
         """[1, H * HD], and the cache, of one token's products float32[1, heads * HD]."""
         cosine, sine = where.rotation
         # XLA takes this for the kernel's one array that these are slices of.

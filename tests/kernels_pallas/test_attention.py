@@ -18,6 +18,7 @@ CASES = [
     pytest.param(4, 1, 96, 128, 0, id="first token"),
     pytest.param(2, 2, 256, 16, 255, id="last position"),
     pytest.param(24, 1, 96, 32, 50, id="many heads share a key"),
+    pytest.param(4, 2, 48, 32, 20, id="one part"),
     pytest.param(4, 1, 2100, 64, 2000, id="several parts"),
     pytest.param(4, 2, 2100, 32, 5, id="parts without a position"),
 ]

@@ -20,9 +20,9 @@ NO_TILE = jnp.int32(0)
 EPS = 1e-5
 
 
-def mixed(k: int, head_dim: int = 64, parts: int = 3) -> Mixed:
-    """Of the parts the last has no position."""
-    heads = k // head_dim
+def mixed(k: int) -> Mixed:
+    """Of heads of 64 and three parts, of which the last has no position."""
+    heads, parts, head_dim = k // 64, 3, 64
     mixtures = activations(heads * parts, head_dim, seed=1).astype(jnp.float32)
     weights = 3 * activations(heads, parts, seed=2).astype(jnp.float32)
     weights = weights.at[:, -1].set(-1e30)
