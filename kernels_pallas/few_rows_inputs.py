@@ -24,6 +24,14 @@ _MOST = {Normed: 2**14, Gated: 2**13, Mixed: 2**14}
 _MOST_COPIED = 2**14
 # What a lane makes at once: two words.
 _QUAD = 4
+# Words that a lane has on their way to make x of, beside those of a unit of weights.
+_MOST_ASKED = 32
+Words = tuple[jax.Array, ...]
+
+
+def _floats(words: Sequence[jax.Array]) -> list[jax.Array]:
+    """float32[128] with those bits."""
+    return [jax.lax.bitcast_convert_type(word, jnp.float32) for word in words]
 
 
 def made_here(x: Made) -> bool:
@@ -98,24 +106,38 @@ class Rows:
         return -(-self.columns // (_QUAD * LANES * self.warpgroups))
 
     def scratch(self) -> dict[str, Any]:
-        """Shared memory and barriers."""
+        """Shared memory, and what the interpreter needs to meet."""
         if not self.held:
             return {}
         # Words of two, in their order, whatever the shape.
         shape = (self.count, self._turns, self.warpgroups, _QUAD // 2 * LANES)
-        scratch = {
-            "rows": plgpu.SMEM(shape, jnp.uint32),
-            "prepared": plgpu.Barrier(num_arrivals=self.warpgroups),
-        }
+        scratch: dict[str, Any] = {"rows": plgpu.SMEM(shape, jnp.uint32)}
+        scratch |= self.warps.meeting(self.warpgroups)
         if self.made is Normed:
             squares = (self.warpgroups, self.count, LANES)
             scratch["squares"] = plgpu.SMEM(squares, jnp.uint32)
         return scratch
 
+    def ask(self, refs: dict[str, Any], mine: jax.Array, row: jax.Array | int = 0) -> list[Words]:
+        """What of a row's quads the first are made of, for `prepare`: it is on its way meanwhile.
+
+        Args:
+          refs: the operands.
+          mine: the warpgroup's number.
+          row: int32 scalar.
+        """
+        asked: list[Words] = []
+        while self.held and len(asked) < self._turns:
+            if asked and len(asked[0]) * (len(asked) + 1) > _MOST_ASKED:
+                break
+            asked.append(self._load(refs, row, self._quad(mine, len(asked))))
+        return asked
+
     def prepare(
         self,
         refs: dict[str, Any],
         mine: jax.Array,
+        asked: Sequence[Words],
         rows: Sequence[jax.Array | int] | None = None,
     ) -> None:
         """Puts x into shared memory, to be called by all warpgroups.
@@ -125,6 +147,7 @@ class Rows:
         Args:
           refs: the operands and the scratch.
           mine: the warpgroup's number.
+          asked: what `ask` found of the first row.
           rows: that are made, int32 scalars; None for all.
         """
         if not self.held:
@@ -132,13 +155,16 @@ class Rows:
         for row in range(self.count) if rows is None else rows:
             total = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
             for turn in range(self._turns):
-                total += self._make(refs, mine, row, turn)
+                if turn < len(asked):
+                    found = asked[turn]
+                else:
+                    found = self._load(refs, row, self._quad(mine, turn))
+                total += self._make(refs, mine, row, turn, found)
+            asked = ()
             if self.made is Normed:
                 words = jax.lax.bitcast_convert_type(self.warps.sum_in_warp(total), jnp.uint32)
                 refs["squares"][mine, row] = words
-        plgpu.commit_smem()
-        plgpu.barrier_arrive(refs["prepared"])
-        plgpu.barrier_wait(refs["prepared"])
+        self.warps.meet_all(refs, self.warpgroups)
 
     def factor(self, refs: dict[str, Any], row: jax.Array) -> jax.Array | None:
         """float32[128]: what products with rows uint32[128] are yet to be multiplied by."""
@@ -152,30 +178,57 @@ class Rows:
                 total += jax.lax.bitcast_convert_type(word, jnp.float32)
         return jax.lax.rsqrt(total * jnp.float32(1 / self.mean_of) + jnp.float32(self.eps))
 
-    def _floats(self, ref: Any, index: jax.Array) -> list[jax.Array]:
-        words = self.warps.load(ref, index, [0], vector=_QUAD)
-        return [jax.lax.bitcast_convert_type(word, jnp.float32) for word in words]
+    def _number(self, mine: jax.Array, turn: int) -> jax.Array:
+        """uint32[128]: number of the quad that each lane makes, perhaps beyond the end of the row.
+
+        Lanes beyond it make its last quad again, where nobody looks.
+        """
+        first = (turn * self.warpgroups + mine) * LANES
+        return plgpu.layout_cast(first.astype(jnp.uint32) + self.warps.index(), LANE_LAYOUT)
+
+    def _quad(self, mine: jax.Array, turn: int) -> jax.Array:
+        """uint32[128]: `_number` of a quad of the row."""
+        return jnp.minimum(self._number(mine, turn), jnp.uint32(self.columns // _QUAD - 1))
+
+    def _load(self, refs: dict[str, Any], row: jax.Array | int, quad: jax.Array) -> Words:
+        """What quads of a row are made of."""
+        load, first = self.warps.load, quad * jnp.uint32(_QUAD)
+        index = jnp.uint32(row * self.columns) + first
+        if self.made is Normed:
+            scales = load(refs["scale"], quad * jnp.uint32(_QUAD // 2), [0, 1])
+            return (*load(refs["x"], index, [0], vector=_QUAD), *scales)
+        if self.made is Gated:
+            index += jnp.uint32(row * self.columns)
+            return tuple(load(refs["x"], index, [0, self.columns], vector=_QUAD))
+        if self.made is Mixed:
+            parts = range(self.parts)
+            head, column = first // jnp.uint32(self.head_dim), first % jnp.uint32(self.head_dim)
+            start = head * jnp.uint32(self.parts)
+            index = start * jnp.uint32(self.head_dim) + column
+            words = load(refs["x"], index, [p * self.head_dim for p in parts], vector=_QUAD)
+            return (*words, *load(refs["weights"], start, parts))
+        return tuple(load(refs["x"], index // jnp.uint32(2), [0, 1]))
 
     def _make(
-        self, refs: dict[str, Any], mine: jax.Array, row: jax.Array | int, turn: int
+        self,
+        refs: dict[str, Any],
+        mine: jax.Array,
+        row: jax.Array | int,
+        turn: int,
+        found: Words,
     ) -> jax.Array:
-        """Makes each lane's quad of a row, stores it, and returns the sum of x's squares."""
-        first = (turn * self.warpgroups + mine) * LANES
-        number = plgpu.layout_cast(first.astype(jnp.uint32) + self.warps.index(), LANE_LAYOUT)
-        # Lanes beyond the end of a row make its last quad again, where nobody looks.
-        last = jnp.uint32(self.columns // _QUAD - 1)
-        quad = jnp.minimum(number, last)
+        """Makes and stores each lane's quad of what was found; the sum of x's squares."""
+        number = self._number(mine, turn)
         squares = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
         if self.made is Normed:
-            words, squares = self._scaled(refs, row, quad)
-            squares = jnp.where(number <= last, squares, 0.0)
+            words, squares = self._scaled(found)
+            squares = jnp.where(number <= jnp.uint32(self.columns // _QUAD - 1), squares, 0.0)
         elif self.made is Gated:
-            words = self._gated(refs, row, quad)
+            words = self._gated(found)
         elif self.made is Mixed:
-            words = self._mixed(refs, quad)
+            words = self._mixed(found)
         else:
-            index = jnp.uint32(row * self.columns // 2) + quad * jnp.uint32(_QUAD // 2)
-            words = self.warps.load(refs["x"], index, [0, 1])
+            words = list(found)
         if self.warps.interpret:
             refs["rows"][row, turn, mine] = jnp.stack(words, axis=-1).reshape(-1)
         else:
@@ -183,28 +236,18 @@ class Rows:
             self.warps.store_shared(refs["rows"], at, words)
         return squares
 
-    def _scaled(
-        self, refs: dict[str, Any], row: jax.Array | int, quad: jax.Array
-    ) -> tuple[list[jax.Array], jax.Array]:
+    def _scaled(self, found: Words) -> tuple[list[jax.Array], jax.Array]:
         """Words of quads times the norm's scales, and the sums of the quads' squares."""
-        index = jnp.uint32(row * self.columns) + quad * jnp.uint32(_QUAD)
-        found = self._floats(refs["x"], index)
-        scales = self.warps.load(refs["scale"], quad * jnp.uint32(_QUAD // 2), [0, 1])
+        values, scales = _floats(found[:_QUAD]), found[_QUAD:]
         both = [scale << 16 for scale in scales], [scale >> 16 << 16 for scale in scales]
-        spread = [both[place % 2][place // 2] for place in range(_QUAD)]
-        values = [
-            value * jax.lax.bitcast_convert_type(scale, jnp.float32)
-            for value, scale in zip(found, spread, strict=True)
-        ]
-        return self._pairs(values), sum((value * value for value in found[1:]), found[0] * found[0])
+        spread = _floats([both[place % 2][place // 2] for place in range(_QUAD)])
+        scaled = [value * scale for value, scale in zip(values, spread, strict=True)]
+        squares = sum((value * value for value in values[1:]), values[0] * values[0])
+        return self._pairs(scaled), squares
 
-    def _gated(
-        self, refs: dict[str, Any], row: jax.Array | int, quad: jax.Array
-    ) -> list[jax.Array]:
+    def _gated(self, found: Words) -> list[jax.Array]:
         """Words of quads of silu(gate) * up."""
-        index = jnp.uint32(2 * row * self.columns) + quad * jnp.uint32(_QUAD)
-        gates = self._floats(refs["x"], index)
-        ups = self._floats(refs["x"], index + jnp.uint32(self.columns))
+        gates, ups = _floats(found[:_QUAD]), _floats(found[_QUAD:])
         return self._pairs(
             [
                 gate / (jnp.float32(1) + jnp.exp(-gate)) * up
@@ -212,15 +255,11 @@ class Rows:
             ]
         )
 
-    def _mixed(self, refs: dict[str, Any], quad: jax.Array) -> list[jax.Array]:
+    def _mixed(self, found: Words) -> list[jax.Array]:
         """Words of quads of the only row."""
-        first = quad * jnp.uint32(_QUAD)
-        head, column = first // jnp.uint32(self.head_dim), first % jnp.uint32(self.head_dim)
-        start, parts = head * jnp.uint32(self.parts), range(self.parts)
-        index = start * jnp.uint32(self.head_dim) + column
-        mixtures = [self._floats(refs["x"], index + jnp.uint32(p * self.head_dim)) for p in parts]
-        words = self.warps.load(refs["weights"], start, parts)
-        weights = [jax.lax.bitcast_convert_type(word, jnp.float32) for word in words]
+        floats = _floats(found)
+        mixtures = [floats[_QUAD * part : _QUAD * (part + 1)] for part in range(self.parts)]
+        weights = floats[_QUAD * self.parts :]
         peak = functools.reduce(jnp.maximum, weights)
         counts = [jnp.exp(weight - peak) for weight in weights]
         total = functools.reduce(jnp.add, counts)

@@ -81,10 +81,11 @@ def multiply(
     operands |= {f"following.{number}": array for number, array in enumerate(following)}
     names = tuple(operands)
     ctas = stream.units_down * WARPS
+    out_shape = (count, stream.units_down * UNIT_ROWS)
     units, at_once = stream.units_across, WARPS * warpgroups
     turns = -(-units // at_once)
 
-    def body(*refs: Any, partial: Any, arrived: Any, **scratch: Any) -> None:
+    def body(*refs: Any, partial: Any, **scratch: Any) -> None:
         bound = dict(zip((*names, "out"), refs, strict=True)) | scratch
         row, mine = jax.lax.axis_index("row"), jax.lax.axis_index("warpgroup")
         bound |= {name: bound[name].at[mine] for name in ("entries", "slots") if name in bound}
@@ -127,9 +128,11 @@ def multiply(
             return add(turn, *carry, last=False)
 
         zero = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
+        asked = rows.ask(bound, mine)
         fetched = fetch(jnp.int32(0))
-        rows.prepare(bound, mine)
+        # What is asked for behind the barrier in `Rows.prepare` would be waited for once more.
         walk = walk.prepare()
+        rows.prepare(bound, mine, asked)
         fetched, sums = jax.lax.fori_loop(0, turns - 1, turn_once, (fetched, (zero,) * SUMS))
 
         @pl.when(mine == 0)
@@ -138,35 +141,43 @@ def multiply(
                 ref = bound[f"following.{stretch.array}"]
                 warps.prefetch(ref, row, stretch.start, stretch.size, stretch.share(ctas))
 
+        # Of the warps' sums, which are as in `Warps.multiply_in_warp`, each lane adds up one: rows
+        # of weights by rows of x are no more than lanes.
+        n, down = warps.index() // STRIPE_ROWS, warps.index() % STRIPE_ROWS
+        x_row = jnp.minimum(n, jnp.uint32(count - 1))
+        place = x_row * jnp.uint32(out_shape[1]) + row.astype(jnp.uint32) * STRIPE_ROWS + down
+        # What comes to a sum is asked for before the last unit is decoded.
+        factor = rows.factor(bound, x_row)
+        rest = [] if added is None else warps.load(bound["added"], place, [0])
         _, sums = add(jnp.int32(turns - 1), fetched, sums, last=True)
-        words = [jax.lax.bitcast_convert_type(total, jnp.uint32) for total in sums]
-        for number, word in enumerate(words):
-            partial[mine, number] = word
-        plgpu.commit_smem()
-        plgpu.barrier_arrive(arrived)
+        for number, total in enumerate(sums):
+            partial[mine, number] = jax.lax.bitcast_convert_type(total, jnp.uint32)
+        warps.collect(bound, mine, warpgroups)
 
         @pl.when(mine == 0)
         def _() -> None:
-            plgpu.barrier_wait(arrived)
-            # Of the warps' sums, which are as in `Warps.multiply_in_warp`, each lane adds up one.
-            for first in range(0, STRIPE_ROWS * count, LANES):
-                number = warps.index() + jnp.uint32(first)
-                at, down = number // STRIPE_ROWS, number % STRIPE_ROWS
-                held = (down // 8 * 2 + at % 2) * LANES + down % 8 * 4 + at // 2
-                total = zero
-                for warpgroup in range(warpgroups):
-                    for warp in range(WARPS):
-                        index = jnp.minimum(held + warp * 32, jnp.uint32(SUMS * LANES - 1))
-                        word = warps.gather(partial.at[warpgroup], index)
-                        total += jax.lax.bitcast_convert_type(word, jnp.float32)
-                factor = rows.factor(bound, jnp.minimum(at, jnp.uint32(count - 1)))
-                if factor is not None:
-                    total *= factor
-                _store(warps, bound["out"], bound.get("added"), row, first, total)
+            held = (down // 8 * 2 + n % 2) * LANES + down % 8 * 4 + n // 2
+            total = zero
+            for warpgroup in range(warpgroups):
+                for warp in range(WARPS):
+                    index = jnp.minimum(held + warp * 32, jnp.uint32(SUMS * LANES - 1))
+                    word = warps.gather(partial.at[warpgroup], index)
+                    total += jax.lax.bitcast_convert_type(word, jnp.float32)
+            if factor is not None:
+                total *= factor
+            for word in rest:
+                total += jax.lax.bitcast_convert_type(word, jnp.float32)
+            if interpret:
+                columns = pl.ds(row * STRIPE_ROWS, STRIPE_ROWS)
+                bound["out"][:, columns] = total.reshape(-1, STRIPE_ROWS)[:count]
+                return
+            inside = jnp.where(n < jnp.uint32(count), jnp.uint32(1), jnp.uint32(0))
+            words = [jax.lax.bitcast_convert_type(total, jnp.uint32)]
+            warps.store(bound["out"], place, (0,), words, inside)
 
     kernel = plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((count, stream.units_down * UNIT_ROWS), jnp.float32),
+        out_type=jax.ShapeDtypeStruct(out_shape, jnp.float32),
         grid=(ctas,),
         grid_names=("row",),
         num_threads=warpgroups,
@@ -177,37 +188,10 @@ def multiply(
             if name in stream.scratch(staged=False)
         }
         | rows.scratch()
-        | {
-            "partial": plgpu.SMEM((warpgroups, SUMS, LANES), jnp.uint32),
-            "arrived": plgpu.Barrier(num_arrivals=warpgroups),
-        },
+        | warps.meeting(warpgroups)
+        | {"partial": plgpu.SMEM((warpgroups, SUMS, LANES), jnp.uint32)},
         compiler_params=LANE_SEMANTICS,
         interpret=interpreter(interpret),
     )
     y = kernel(*operands.values())
     return y, stream.residency(residency, operands)
-
-
-def _store(
-    warps: Warps, out: Any, added: Any, row: jax.Array, first: int, totals: jax.Array
-) -> None:
-    """Stores the lanes' totals: 16 rows of weights by rows of x, those from number `first` on."""
-    count, columns = out.shape
-    if warps.interpret:
-        for n in range(first // STRIPE_ROWS, min(count, (first + LANES) // STRIPE_ROWS)):
-            start = n * STRIPE_ROWS - first
-            here = (n, pl.ds(row * STRIPE_ROWS, STRIPE_ROWS))
-            total = totals[start : start + STRIPE_ROWS]
-            out[here] = total if added is None else added[here] + total
-        return
-    number = warps.index() + jnp.uint32(first)
-    at, down = number // STRIPE_ROWS, number % STRIPE_ROWS
-    inside = at < jnp.uint32(count)
-    at = jnp.minimum(at, jnp.uint32(count - 1))
-    index = at * jnp.uint32(columns) + row.astype(jnp.uint32) * STRIPE_ROWS + down
-    if added is not None:
-        (word,) = warps.load(added, index, [0])
-        totals += jax.lax.bitcast_convert_type(word, jnp.float32)
-    words = jax.lax.bitcast_convert_type(totals, jnp.uint32)
-    stored = jnp.where(inside, jnp.uint32(1), jnp.uint32(0))
-    warps.store(out, index, (0,), [words], stored)

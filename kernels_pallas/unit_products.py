@@ -102,12 +102,12 @@ def made_rows(x: Made, units: int, interpret: bool) -> jax.Array:
     def body(*refs: Any, **scratch: Any) -> None:
         bound = dict(zip((*operands, "out"), refs, strict=True)) | scratch
         n, mine = jax.lax.axis_index("n"), jax.lax.axis_index("warpgroup")
-        rows.prepare(bound, mine, [n])
-
-        @pl.when(mine == 0)
-        def _() -> None:
-            plgpu.copy_smem_to_gmem(bound["rows"].at[n], bound["out"].at[n])
-            plgpu.wait_smem_to_gmem(0)
+        rows.prepare(bound, mine, rows.ask(bound, mine, n), [n])
+        # The copy engine may read what a warpgroup has written once the warpgroup says so.
+        plgpu.commit_smem()
+        for turn in range(made.shape[1]):
+            plgpu.copy_smem_to_gmem(bound["rows"].at[n, turn, mine], bound["out"].at[n, turn, mine])
+        plgpu.wait_smem_to_gmem(0)
 
     kernel = plgpu.kernel(
         body,
@@ -152,7 +152,7 @@ def add_up(
         operands["added"] = added
     names = tuple(operands)
 
-    def body(*refs: Any, sums: Any, arrived: Any, **scratch: Any) -> None:
+    def body(*refs: Any, sums: Any, **scratch: Any) -> None:
         bound = dict(zip((*names, "out"), refs, strict=True)) | scratch
         block, n = jax.lax.axis_index("block"), jax.lax.axis_index("n")
         mine = jax.lax.axis_index("warpgroup")
@@ -168,23 +168,24 @@ def add_up(
             found = jax.lax.bitcast_convert_type(word, jnp.float32)
             return jnp.where(unit < units, found, zero) if units % at_once else found
 
+        asked = [] if rows is None else rows.ask(bound, mine, n)
         found = [
             [product(turn * at_once + mine * WARPS + warp) for turn in range(turns)]
             for warp in range(WARPS)
         ]
+        here = n.astype(jnp.uint32) * jnp.uint32(height) + place
+        rest = [] if added is None else warps.load(bound["added"], here, [0])
         if rows is not None:
-            rows.prepare(bound, mine, [n])
+            rows.prepare(bound, mine, asked, [n])
         for warp, each in enumerate(found):
             total = zero
             for more in each:
                 total += more
             sums[mine, warp] = jax.lax.bitcast_convert_type(total, jnp.uint32)
-        plgpu.commit_smem()
-        plgpu.barrier_arrive(arrived)
+        warps.collect(bound, mine, warpgroups)
 
         @pl.when(mine == 0)
         def _() -> None:
-            plgpu.barrier_wait(arrived)
             total = zero
             for warpgroup in range(warpgroups):
                 for warp in range(WARPS):
@@ -193,17 +194,13 @@ def add_up(
             if rows is not None:
                 factor = rows.factor(bound, jnp.uint32(0) * warps.index() + n.astype(jnp.uint32))
                 total *= factor
+            for word in rest:
+                total += jax.lax.bitcast_convert_type(word, jnp.float32)
             if warps.interpret:
-                if added is not None:
-                    total = bound["added"][n, columns] + total
                 bound["out"][n, columns] = total
                 return
-            index = n.astype(jnp.uint32) * jnp.uint32(height) + place
-            if added is not None:
-                (word,) = warps.load(bound["added"], index, [0])
-                total += jax.lax.bitcast_convert_type(word, jnp.float32)
             words = [jax.lax.bitcast_convert_type(total, jnp.uint32)]
-            warps.store(bound["out"], index, (0,), words, jnp.uint32(1) + jnp.uint32(0) * index)
+            warps.store(bound["out"], here, (0,), words, jnp.uint32(1) + jnp.uint32(0) * here)
 
     kernel = plgpu.kernel(
         body,
@@ -213,10 +210,8 @@ def add_up(
         num_threads=warpgroups,
         thread_name="warpgroup",
         scratch_types=({} if rows is None else rows.scratch())
-        | {
-            "sums": plgpu.SMEM((warpgroups, WARPS, LANES), jnp.uint32),
-            "arrived": plgpu.Barrier(num_arrivals=warpgroups),
-        },
+        | warps.meeting(warpgroups)
+        | {"sums": plgpu.SMEM((warpgroups, WARPS, LANES), jnp.uint32)},
         compiler_params=LANE_SEMANTICS,
         interpret=interpreter(interpret),
     )

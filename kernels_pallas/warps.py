@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax._src.lib.mlir import ir
 from jax._src.lib.mlir.dialects import arith, scf
+from jax.experimental import pallas as pl
 from jax.experimental.mosaic.gpu import utils as mgpu_utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -34,6 +35,8 @@ WARP_LANES = 32
 WARPS = LANES // WARP_LANES
 # Of a lane, see `Warps.multiply_in_warp`.
 SUMS = 4
+# Mosaic GPU has 0, and of up to 8 warpgroups 1 to 8.
+_CTA_BARRIER = 15
 # One float32 a lane.
 _FLOATS_TYPE = plgpu.ShapeDtypeStruct((LANES,), jnp.float32, layout=LANE_LAYOUT)
 _PAIR = ptx("cvt.rn.bf16x2.f32 $0, $2, $1;")
@@ -50,6 +53,48 @@ class Warps(LaneMemory):
     def warp(self) -> jax.Array:
         """uint32[128]: number of the lane's warp in its warpgroup."""
         return self.index() >> jnp.uint32(5)
+
+    def meeting(self, warpgroups: int) -> dict[str, Any]:
+        """Scratch for `meet_all` and `collect`, by name."""
+        if not self.interpret or warpgroups == 1:
+            return {}
+        names = ("met", "collected")
+        return {name: plgpu.Barrier(num_arrivals=warpgroups) for name in names}
+
+    def meet_all(self, refs: dict[str, Any], warpgroups: int) -> None:
+        """Waits for all lanes of the CTA, so that they may read what others wrote to shared memory.
+
+        There is no fence for what the copy engine or the wide matrix unit would read, as it would
+        wait for weights that are on their way.
+
+        Args:
+          refs: the scratch.
+          warpgroups: of the CTA.
+        """
+        if warpgroups == 1:
+            self.meet()
+        elif self.interpret:
+            plgpu.barrier_arrive(refs["met"])
+            plgpu.barrier_wait(refs["met"])
+        else:
+            _cta_barrier("sync", warpgroups)
+
+    def collect(self, refs: dict[str, Any], mine: jax.Array, warpgroups: int) -> None:
+        """As `meet_all`, but only warpgroup 0 waits.
+
+        Args:
+          refs, warpgroups: as in `meet_all`.
+          mine: the warpgroup's number.
+        """
+        if warpgroups == 1:
+            self.meet()
+            return
+        if self.interpret:
+            plgpu.barrier_arrive(refs["collected"])
+            pl.when(mine == 0)(lambda: plgpu.barrier_wait(refs["collected"]))
+            return
+        pl.when(mine == 0)(lambda: _cta_barrier("sync", warpgroups))
+        pl.when(mine != 0)(lambda: _cta_barrier("arrive", warpgroups))
 
     def pair(self, low: jax.Array, high: jax.Array) -> jax.Array:
         """uint32[128]: two float32[128] rounded to bf16, one in each half."""
@@ -223,6 +268,20 @@ class Warps(LaneMemory):
             return [from_scalar(total, is_signed=None) for total in totals]
 
         return list(apply(*sums, *weights, *x))
+
+
+def _cta_barrier(operation: str, warpgroups: int) -> None:
+    """Named barrier of all of a CTA's warps, which waits ("sync") or does not ("arrive")."""
+
+    @plgpu.inline_mgpu()
+    def emit(_: Any) -> None:
+        mgpu_utils.inline_ptx(
+            f"barrier.cta.{operation}.aligned {_CTA_BARRIER}, {LANES * warpgroups};",
+            has_side_effects=True,
+            convergent=True,
+        )
+
+    emit()
 
 
 def _emit_patch_warp(

@@ -1,10 +1,15 @@
 """What holds for every test file."""
 
 import gc
+import os
 from collections.abc import Iterator
 
 import jax
 import pytest
+
+# XLA's threads on a CPU. By default there are as many as cores, and a kernel in the interpreter
+# never ends if its warpgroups wait for one another in all of them.
+os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
 
 # Files whose programs take longer to optimise than to run.
 _RUN_ONCE = (
