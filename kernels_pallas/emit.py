@@ -66,12 +66,10 @@ def shifted(bits: ir.Value, shift: int) -> ir.Value:
 
 
 _POPULATION = ptx("popc.b32 $0, $1;")
+# By 32 and more, which a negative number is, to 0.
+_SHIFT_OUT = ptx("shl.b32 $0, $1, $2;")
 # Registers of which one comparison finds the group that an escape is in.
 _GROUP = 4
-# Rounds that are made without asking whether there are any: the first, and of records longer than
-# this (of width 8) the first few. So they wait for one another while words are unpacked.
-_LONG_RECORD = 32
-_ROUNDS = {False: 1, True: 3}
 _PATCH_GROUP = (
     "{ .reg .pred p; setp.eq.u32 p, $12, %d; "
     "mov.b32 $0, $4; mov.b32 $1, $5; mov.b32 $2, $6; mov.b32 $3, $7; "
@@ -92,7 +90,7 @@ def shuffle(value: ir.Value, lane: ir.Value) -> ir.Value:
     )
 
 
-SPREAD = {False: ptx("prmt.b32 $0, $1, 0, 0x1100;"), True: ptx("prmt.b32 $0, $1, 0, 0x3322;")}
+SWAP = ptx("prmt.b32 $0, $1, 0, 0x2301;")
 MERGE = ptx("lop3.b32 $0, 0x807f807f, $1, $2, 0xCA;")
 
 
@@ -133,8 +131,8 @@ def emit_unpack(words: Sequence[ir.Value], bias: Sequence[ir.Value], width: int)
         [_Word(word) for word in words],  # type: ignore[misc]
         [_Word(each) for each in bias],  # type: ignore[misc]
         width,
-        lambda word, high: _Word(SPREAD[high](word.value)),  # type: ignore
-        lambda bytes_, exponents: _Word(MERGE(bytes_.value, exponents.value)),  # type: ignore
+        lambda word: _Word(SWAP(word.value)),  # type: ignore
+        lambda mantissas, exponents: _Word(MERGE(mantissas.value, exponents.value)),  # type: ignore
     )
     return [word.value for word in unpacked]
 
@@ -158,13 +156,12 @@ def emit_transpose(lane: ir.Value, words: Sequence[ir.Value]) -> list[ir.Value]:
 
 def emit_patch(
     read: Callable[[ir.Value], ir.Value],
+    entry_at: Callable[[ir.Value], ir.Value],
     warp: ir.Value,
     lane: ir.Value,
-    even: ir.Value,
-    odd: ir.Value,
     *values: ir.Value,
     record: int,
-    ahead: int | None = None,
+    ahead: int = 1,
 ) -> list[ir.Value]:
     """Emits a lane's `Lanes.patch`.
 
@@ -172,29 +169,26 @@ def emit_patch(
     has weights at most.
 
     Args:
-      read: emits the word of the unit's escape record at an index, the same for all of a warp or
-        each lane's own.
+      read: emits the word of the unit's escape record at an index, the same for all of a warp.
+      entry_at: emits each lane's own entry, by number; its high half does not count.
       warp: which of its unit's four warps the warp decodes.
       lane: number in the warp.
-      even, odd: row bases of even and odd registers.
       *values: the 32 registers.
       record: RECORD.
-      ahead: rounds that are made without asking whether there are any; None for as many as are
-        fast where units are unpacked.
+      ahead: rounds that are made without asking whether there are any. So what they wait for comes
+        while words are unpacked.
     """
     word = ir.IntegerType.get_signless(32)
     last = arith.constant(word, 2 * (record - window_records.RECORD_HEADER) - 1)
     zero, one = arith.constant(word, 0), arith.constant(word, 1)
-    header = arith.constant(word, window_records.RECORD_HEADER)
     lower_lanes = arith.subi(arith.shli(one, lane), one)
 
     def look_up(bitmap: ir.Value, first: ir.Value) -> tuple[ir.Value, ...]:
-        """Of a lane's entry register and what that is xored with; then the next round's state."""
+        """Where a lane's weight is and what it is xored with; then the next round's state."""
         mine = arith.trunci(ir.IntegerType.get_signless(1), arith.shrui(bitmap, lane))
         rank = _POPULATION(arith.andi(bitmap, lower_lanes))
         position = arith.select(mine, arith.minui(arith.addi(first, rank), last), zero)
-        both = read(arith.addi(header, shifted(position, 1)))
-        entry = arith.shrui(both, arith.shli(field(position, 0, 1), arith.constant(word, 4)))
+        entry = entry_at(position)
         more = arith.select(mine, field(entry, 0, window_records.MORE), zero)
         following = mgpu_utils.inline_ptx(
             "{ .reg .pred p; setp.ne.u32 p, $1, 0; vote.sync.ballot.b32 $0, p, 0xffffffff; }",
@@ -203,29 +197,18 @@ def emit_patch(
             has_side_effects=True,
             convergent=True,
         )
-        register = field(entry, window_records.REGISTER_SHIFT, 31)
-        parity = arith.cmpi(arith.CmpIPredicate.ne, field(register, 0, 1), zero)
-        base = arith.select(parity, odd, even)
-        exponent = shifted(entry, window_records.EXPONENT_SHIFT - 7)
-        mask = field(arith.xori(exponent, base), 0, 0x7F80)
-        mask = arith.shli(mask, arith.shli(field(entry, 0, 1), arith.constant(word, 4)))
+        mask = field(entry, window_records.DIFFERENCE_SHIFT - 7, 0x7F80)
         mask = arith.select(mine, mask, zero)
-        return register, mask, following, arith.addi(first, _POPULATION(bitmap))
+        return entry, mask, following, arith.addi(first, _POPULATION(bitmap))
 
-    def patched(values: Sequence[ir.Value], register: ir.Value, mask: ir.Value) -> list[ir.Value]:
+    def patched(values: Sequence[ir.Value], entry: ir.Value, mask: ir.Value) -> list[ir.Value]:
+        # 16 for each half that is before the weight's in its group.
+        before = arith.shli(field(entry, 0, 2 * _GROUP - 1), arith.constant(word, 4))
         masks = [
-            arith.select(
-                arith.cmpi(
-                    arith.CmpIPredicate.eq,
-                    field(register, 0, _GROUP - 1),
-                    arith.constant(word, place),
-                ),
-                mask,
-                zero,
-            )
+            _SHIFT_OUT(mask, arith.subi(before, arith.constant(word, 32 * place)))
             for place in range(_GROUP)
         ]
-        group = arith.divui(register, arith.constant(word, _GROUP))
+        group = field(entry, window_records.REGISTER_SHIFT + 2, 32 // _GROUP - 1)
         result: list[ir.Value] = []
         for start in range(0, len(values), _GROUP):
             result += mgpu_utils.inline_ptx(
@@ -240,11 +223,11 @@ def emit_patch(
     starts = read(arith.constant(word, window_records.WARPS))
     first = field(arith.shrui(starts, arith.shli(warp, arith.constant(word, 3))), 0, 0xFF)
     bitmap, found = read(warp), []
-    for _ in range(_ROUNDS[record > _LONG_RECORD] if ahead is None else ahead):
-        register, mask, bitmap, first = look_up(bitmap, first)
-        found.append((register, mask))
-    for register, mask in found:
-        values = tuple(patched(values, register, mask))
+    for _ in range(ahead):
+        entry, mask, bitmap, first = look_up(bitmap, first)
+        found.append((entry, mask))
+    for entry, mask in found:
+        values = tuple(patched(values, entry, mask))
     rounds = arith.constant(word, 2 * window_layout.REGISTERS)
     state = [rounds, bitmap, first, *values]
     types = [word] * len(state)
@@ -258,6 +241,6 @@ def emit_patch(
     after = ir.Block.create_at_start(loop.after, types)
     with ir.InsertionPoint(after):
         rounds, bitmap, first, *rest = after.arguments
-        register, mask, bitmap, first = look_up(bitmap, first)
-        scf.yield_([arith.subi(rounds, one), bitmap, first, *patched(rest, register, mask)])
+        entry, mask, bitmap, first = look_up(bitmap, first)
+        scf.yield_([arith.subi(rounds, one), bitmap, first, *patched(rest, entry, mask)])
     return list(loop.results)[3:]

@@ -1,7 +1,7 @@
 """How the kernel for few rows gets at x: as it is in device memory, or from shared memory.
 
 There a CTA makes it of what it is made of (see `inputs`) while its first weights are on their way;
-or copies it, where registers are scarce.
+or copies it, where that is faster.
 """
 
 import dataclasses
@@ -70,17 +70,17 @@ class Rows:
 
     @classmethod
     def of(
-        cls, x: Input, warps: Warps, warpgroups: int, units: int, scarce: bool = False
+        cls, x: Input, warps: Warps, warpgroups: int, units: int, shared: bool = False
     ) -> "Rows":
         """For x that multiplies rows of so many units, of which the last may be zeros.
 
-        `scarce` tells that x had better not be held in registers.
+        `shared` tells that an array, too, had better be in shared memory.
         """
         count, k = x.shape
         columns = units * UNIT_COLUMNS
         made = type(x) if isinstance(x, Made) else None
         eps = x.eps if isinstance(x, Normed) else 0.0
-        held = made is not None or (scarce and count * columns <= _MOST_COPIED)
+        held = made is not None or (shared and count * columns <= _MOST_COPIED)
         _, parts, head_dim = x.parts.shape if isinstance(x, Mixed) else (0, 0, 0)
         return cls(warps, warpgroups, count, columns, made, held, k, eps, parts, head_dim)
 

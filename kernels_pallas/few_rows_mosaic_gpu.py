@@ -73,7 +73,10 @@ def multiply(
     warpgroups = config.warpgroups
     warps = Warps(stream.lanes.interpret)
     interpret, count = warps.interpret, x.shape[0]
-    rows = Rows.of(x, warps, warpgroups, stream.units_across, stream.buffered)
+    # Registers are scarce with pages; and several warpgroups copy x in less time than each warp
+    # takes to load it where it is.
+    shared = stream.buffered or warpgroups > 1
+    rows = Rows.of(x, warps, warpgroups, stream.units_across, shared)
     operands = stream.operands(sources, residency, first_tile)
     operands |= rows.operands(x)
     if added is not None:

@@ -23,7 +23,7 @@ from kernels_pallas.emit import (
     LANE_LAYOUT,
     LANES,
     MERGE,
-    SPREAD,
+    SWAP,
     address,
     emit_patch,
     field,
@@ -150,17 +150,17 @@ class Lanes:
         everywhere = jnp.broadcast_to(value, (LANES,)).astype(jnp.uint32)
         return plgpu.layout_cast(everywhere, LANE_LAYOUT)
 
-    def spread(self, word: jax.Array, high: bool) -> jax.Array:
-        """`window_layout.spread_bytes` in one instruction."""
+    def swap(self, word: jax.Array) -> jax.Array:
+        """`window_layout.swap_bytes` in one instruction."""
         if self.interpret:
-            return window_layout.spread_bytes(word, high)
-        return _per_lane(SPREAD[high], word)
+            return window_layout.swap_bytes(word)
+        return _per_lane(SWAP, word)
 
-    def merge(self, bytes_: jax.Array, exponents: jax.Array) -> jax.Array:
+    def merge(self, mantissas: jax.Array, exponents: jax.Array) -> jax.Array:
         """`window_layout.merge_exponent` in one instruction."""
         if self.interpret:
-            return window_layout.merge_exponent(bytes_, exponents)
-        return _per_lane(MERGE, bytes_, exponents)
+            return window_layout.merge_exponent(mantissas, exponents)
+        return _per_lane(MERGE, mantissas, exponents)
 
     def gather(self, ref: Any, index: jax.Array) -> jax.Array:
         """Each lane's element of a uint8, uint32 or int32 ref, by flat index, as uint32."""
@@ -204,26 +204,22 @@ class Lanes:
 
         return bitcast(*registers)
 
-    def patch(
-        self, registers: Sequence[jax.Array], record: Any, bias: Sequence[jax.Array], size: int
-    ) -> list[jax.Array]:
+    def patch(self, registers: Sequence[jax.Array], record: Any, size: int) -> list[jax.Array]:
         """Gives escaped weights their exponents.
 
         Args:
           registers: 32 words a lane, decoded with digit 0 where a weight escaped.
           record: uint32 ref, the escape record, see `window_records`.
-          bias: row bases of even and odd registers, as in `window_layout.unpack`.
           size: RECORD; what the ref has beyond it is not used.
         """
         if self.interpret:
-            place, exponent = window_records.read(record[...])
-            return list(window.patch(jnp.stack(registers), place, exponent))
+            return list(window.patch(jnp.stack(registers), *window_records.read(record[...])))
 
         count = len(registers)
         words = [WORDS_TYPE] * count
 
         @plgpu.inline_mgpu(
-            arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (count + 3)), return_type=words
+            arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (count + 1)), return_type=words
         )
         def apply(_: Any, record: ir.Value, *arrays: Any) -> Any:
             number, *values = (scalar(array.registers.item()) for array in arrays)
@@ -231,11 +227,24 @@ class Lanes:
             def read(index: ir.Value) -> ir.Value:
                 return memref.load(record, [index_of(index)])
 
+            start = address(record, shared=True)
+
+            def entry_at(position: ir.Value) -> ir.Value:
+                offset = arith.shli(position, arith.constant(word_type(), 1))
+                return mgpu_utils.inline_ptx(
+                    "{ .reg .b16 entry; "
+                    f"ld.shared.b16 entry, [$1+{4 * window_records.RECORD_HEADER}]; "
+                    "cvt.u32.u16 $0, entry; }",
+                    arith.addi(start, offset),
+                    result_types=word_type(),
+                    has_side_effects=True,
+                )
+
             warp, lane = field(number, 5, 3), field(number, 0, 31)
-            patched = emit_patch(read, warp, lane, *values, record=size)
+            patched = emit_patch(read, entry_at, warp, lane, *values, record=size)
             return [from_scalar(value) for value in patched]
 
-        return list(apply(record, self.index(), *bias, *registers))
+        return list(apply(record, self.index(), *registers))
 
     def store_sum(
         self,

@@ -45,7 +45,7 @@ class RansUnits:
         warps, lane = unit.warps, unit.warps.index()
         index = unit.number * jnp.uint32(_BYTE_WORDS * LANES) + lane
         offsets = [number * LANES for number in range(_BYTE_WORDS)]
-        bytes_ = warps.load(unit.refs["words"], index, offsets)
+        mantissas = warps.load(unit.refs["words"], index, offsets)
         records = warps.load_record(unit.refs["escapes"], unit.number, self.record)
         base = unit.refs["base"]
         bias = row_bias(lambda index: warps.gather(base, index), unit.first_row, lane)
@@ -54,7 +54,8 @@ class RansUnits:
             carry, exponents = unit.lanes.steps(carry)
             for exponent in exponents:
                 half = len(registers) % 2
-                spread = warps.spread(bytes_[len(registers) // 2], bool(half))
-                registers.append(warps.merge(spread, exponent + bias[half]))
-        unit.put(0, warps.patch_warp(registers, records, warps.warp(), bias, self.record))
+                mantissa = mantissas[len(registers) // 2]
+                mantissa = warps.swap(mantissa) if half else mantissa
+                registers.append(warps.merge(mantissa, exponent + bias[half]))
+        unit.put(0, warps.patch_warp(registers, records, warps.warp(), self.record))
         return carry

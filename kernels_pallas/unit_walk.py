@@ -284,10 +284,10 @@ class UnitWalk:
             plgpu.load(refs["words_in_flight"].at[stage, i], layout=LANE_LAYOUT, optimized=False)
             for i in range(window_layout.WORDS[stream.width])
         ]
-        registers = window_layout.unpack(words, self.bias, stream.width, lanes.spread, lanes.merge)
+        registers = window_layout.unpack(words, self.bias, stream.width, lanes.swap, lanes.merge)
         record = refs["records_in_flight"].at[stage]
         assert stream.record is not None
-        registers = lanes.patch(registers, record, self.bias, stream.record)
+        registers = lanes.patch(registers, record, stream.record)
         return lanes.assemble(registers)
 
     def unit(self, step: jax.Array, stage: jax.Array) -> jax.Array:

@@ -22,9 +22,11 @@ from kernels_pallas.emit import (
     emit_patch,
     emit_transpose,
     emit_unpack,
+    field,
     from_scalar,
     ptx,
     scalar,
+    shifted,
     shuffle,
     word_type,
 )
@@ -176,7 +178,7 @@ class Warps(LaneMemory):
 
             def decoded() -> list[ir.Value]:
                 unpacked = emit_unpack(words[:count], bias, width)
-                return _emit_patch_warp(number, warp, bias, held, unpacked, size)
+                return _emit_patch_warp(number, warp, held, unpacked, size)
 
             if compressed is None:
                 return decoded()
@@ -198,25 +200,24 @@ class Warps(LaneMemory):
         registers: Sequence[jax.Array],
         record: Sequence[jax.Array],
         warp: jax.Array,
-        bias: Sequence[jax.Array],
         size: int,
     ) -> list[jax.Array]:
         """`patch`, where each warp decodes one warp's part of a unit of its own.
 
         Args:
           registers: 32 words a lane, decoded with digit 0 where a weight escaped.
-          record, warp, bias, size: as in `decode`.
+          record, warp, size: as in `decode`.
         """
         if self.interpret:
             return _patch_warps(jnp.stack(registers), jnp.stack(record), warp)
         parts = len(record)
 
         def emit(number: ir.Value, warp: ir.Value, *rest: ir.Value) -> list[ir.Value]:
-            held, values = rest[2 : 2 + parts], rest[2 + parts :]
+            held, values = rest[:parts], rest[parts:]
             # What is looked up ahead takes the registers of a fifth warpgroup.
-            return _emit_patch_warp(number, warp, rest[:2], held, values, size, ahead=0)
+            return _emit_patch_warp(number, warp, held, values, size, ahead=0)
 
-        operands = [self.index(), warp, *bias, *record, *registers]
+        operands = [self.index(), warp, *record, *registers]
         return in_lanes(emit, operands, len(registers))
 
     def load_record(self, ref: Any, number: jax.Array, size: int) -> list[jax.Array]:
@@ -287,16 +288,22 @@ def _cta_barrier(operation: str, warpgroups: int) -> None:
 def _emit_patch_warp(
     number: ir.Value,
     warp: ir.Value,
-    bias: Sequence[ir.Value],
     record: Sequence[ir.Value],
     registers: Sequence[ir.Value],
     size: int,
-    ahead: int | None = None,
+    ahead: int = 1,
 ) -> list[ir.Value]:
     """Emits `Warps.patch_warp`; `number` is the lane's in the warpgroup."""
     lane = arith.andi(number, arith.constant(word_type(), WARP_LANES - 1))
-    held = _reader(record)
-    return emit_patch(held, warp, lane, *bias, *registers, record=size, ahead=ahead)
+    read = _reader(record)
+
+    def entry_at(position: ir.Value) -> ir.Value:
+        header = arith.constant(word_type(), window_records.RECORD_HEADER)
+        both = read(arith.addi(header, shifted(position, 1)))
+        odd = arith.shli(field(position, 0, 1), arith.constant(word_type(), 4))
+        return arith.shrui(both, odd)
+
+    return emit_patch(read, entry_at, warp, lane, *registers, record=size, ahead=ahead)
 
 
 def _reader(record: Sequence[ir.Value]) -> Callable[[ir.Value], ir.Value]:
@@ -317,11 +324,11 @@ def _patch_warps(registers: jax.Array, record: jax.Array, warp: jax.Array) -> li
     nowhere = jnp.uint32(2 * registers.size)
     for mine in range(WARPS):
         first = WARP_LANES * mine
-        place, exponent = window_records.read(record[:, first : first + WARP_LANES].reshape(-1))
+        place, difference = window_records.read(record[:, first : first + WARP_LANES].reshape(-1))
         register, lane, half = place // (2 * LANES), place // 2 % LANES, place % 2
         here = register * (2 * LANES) + 2 * (lane % WARP_LANES + first) + half
         is_mine = (lane // WARP_LANES == warp[first]) & (register < registers.shape[0])
-        registers = window.patch(registers, jnp.where(is_mine, here, nowhere), exponent)
+        registers = window.patch(registers, jnp.where(is_mine, here, nowhere), difference)
     return list(registers)
 
 

@@ -2,14 +2,14 @@
 
 A weight is a sign-and-mantissa byte and a digit that says which of 16 neighbouring exponents it
 has, counted from its row's base. Weights outside are escapes, as `window_units` says: digit 0,
-and the exponent in the unit's record. Units, registers and bytes are those of `window_layout`.
+and the exponent in the unit's record. Units and registers are those of `window_layout`.
 The two digits of a register make one *symbol*, low | high << 4, and `rans_coder` codes symbols,
 by one table a matrix. A *group* is the largest of 4, 2 or 1 units that divides the units of a
 tile, consecutive ones in row-major order, and its steps are its units' registers in order.
 
 Arrays, for C compressed tiles of R x Q units, which make G groups of STEPS steps:
 
-    words     uint32[C, R, Q, 16, 128]    bytes, as words 0..15 of `window` 8 and 11
+    words     uint32[C, R, Q, 16, 128]    as words 0..15 of `window` 8 and 11
     escapes   uint32[C, R, Q, RECORD]     one record a unit, multiples of RECORD_STEP[16]
     base      uint8[tile rows of the grid, rows of a tile]   exponent of digit 0
     states    uint32[C, G, 128]
@@ -47,7 +47,7 @@ from codecjax.codecs.window_units import (
 )
 from codecjax.tiles import TiledMatrix, units_per_tile
 
-VERSION = 1
+VERSION = 2
 # 12 bits save 0.026 bits a weight over 11 and take a table that is 8 KiB larger: fewer bytes in
 # all for matrices of more than 2.5 million weights, which hold most of a model.
 OPTIONS = {"probability_bits": 12}
@@ -94,7 +94,7 @@ def _pack(w: jax.Array, tile: tuple[int, int]) -> tuple[jax.Array, ...]:
         counts = jnp.zeros((tiles.shape[0], rans_coder.ALPHABET), jnp.int32)
         counts = counts.at[number, tiles].add(1).reshape(at_once, -1, rans_coder.ALPHABET)
         return (
-            window_layout.pack_bytes(registers),
+            window_layout.pack_mantissas(registers),
             symbols,
             window_layout.escape_flags(registers),
             counts,
@@ -131,7 +131,7 @@ def encode(w: jax.Array, tile: tuple[int, int], probability_bits: int) -> TiledM
     steps = window_layout.REGISTERS * units_of_group(tile)
     groups = symbols.reshape(-1, steps, window_layout.LANES)
     streams = rans_coder.encode(groups, frequencies[None], probability_bits)
-    by_tile = {"words": words, "escapes": records_of(w, flags, tile, record)}
+    by_tile = {"words": words, "escapes": records_of(w, base, flags, tile, record)}
     arrays = {
         **verbatim.with_verbatim(by_tile, w, compressed, tile),
         "base": base,
@@ -161,7 +161,7 @@ def decode_compressed(
     pair = symbols.astype(jnp.uint32)
     digits = (pair & 0xF) << 7 | (pair >> 4) << 23
     registers = window_layout.merge_exponent(
-        window_layout.unpack_bytes(words), digits + bias_of(base)
+        window_layout.unpack_mantissas(words), digits + bias_of(base)
     )
     return weights_of(registers, escapes)
 

@@ -43,7 +43,7 @@ from codecjax.codecs.window_units import (
 )
 from codecjax.tiles import TiledMatrix
 
-VERSION = 3
+VERSION = 4
 # The width that is 8, the fewest bits, for matrices of more rows than columns, and 11 for others:
 # with many rows, a product has enough warps to hide what the more escapes of 8 take.
 BY_SHAPE = 0
@@ -101,7 +101,7 @@ def encode(w: jax.Array, tile: tuple[int, int], width: int) -> TiledMatrix:
     compressed = longest <= window_records.entries_that_fit(record)
     if total + base.size >= 2 * w.size or not compressed.any():
         return TiledMatrix({"dense": w}, "window", VERSION, shape, tile, options)
-    by_tile = {"words": words, "escapes": records_of(w, flags, tile, record)}
+    by_tile = {"words": words, "escapes": records_of(w, base, flags, tile, record)}
     arrays = {**verbatim.with_verbatim(by_tile, w, compressed, tile), "base": base}
     return TiledMatrix(arrays, "window", VERSION, shape, tile, options)
 

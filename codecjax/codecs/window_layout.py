@@ -9,7 +9,8 @@ A unit is held by 128 lanes as GPU matrix instructions want it. *Register* j = 2
 A weight is its sign-and-mantissa byte and a digit 0..width-1; its exponent is the row's base
 plus the digit. `words` of a lane:
 
-    width 11   0..15  sign-mantissa bytes: registers 2q (low bytes) and 2q+1 (high bytes)
+    width 11   0..15  signs and mantissas: register 2q's where a bf16 has them, register 2q+1's
+                      with the bytes of each half swapped, which is between those
                16..22 base-11 fractions: f = ceil(128 * (11*d_even + d_odd) / 121) holds the
                       digits of two neighbouring registers in 7 bits; f_2k at bits 0..6 and
                       f_2k+1 at bits 9..15 of each half; bits 7..8 hold f_14 and f_15
@@ -40,16 +41,14 @@ def _u32(value: int) -> jax.Array:
     return jnp.uint32(value)
 
 
-def spread_bytes(word: jax.Array, high: bool) -> jax.Array:
-    """Copies two of a word's four bytes into both bytes of each half (PRMT 0x1100 or 0x3322)."""
-    word = (word >> _u32(16)) if high else word
-    low_byte, high_byte = word & _u32(0xFF), (word >> _u32(8)) & _u32(0xFF)
-    return low_byte * _u32(0x101) | (high_byte * _u32(0x101) << _u32(16))
+def swap_bytes(word: jax.Array) -> jax.Array:
+    """Swaps the bytes of each half (PRMT 0x2301)."""
+    return ((word & _u32(0x00FF00FF)) << _u32(8)) | ((word >> _u32(8)) & _u32(0x00FF00FF))
 
 
-def merge_exponent(bytes_: jax.Array, exponents: jax.Array) -> jax.Array:
-    """Sign and mantissa bits of `bytes_`, exponent bits of `exponents`, for both halves."""
-    return (bytes_ & _u32(0x807F807F)) | (exponents & _u32(0x7F807F80))
+def merge_exponent(mantissas: jax.Array, exponents: jax.Array) -> jax.Array:
+    """Sign and mantissa bits of `mantissas`, exponent bits of `exponents`, for both halves."""
+    return (mantissas & _u32(0x807F807F)) | (exponents & _u32(0x7F807F80))
 
 
 def _shift(word: jax.Array, left: int) -> jax.Array:
@@ -98,11 +97,9 @@ def _rows(*values: int) -> jax.Array:
     return jnp.array(values, jnp.uint32)[:, None]
 
 
-def pack_bytes(registers: jax.Array) -> jax.Array:
-    """Sign-and-mantissa bytes uint32[..., 16, 128] of registers uint32[..., 32, 128]."""
-    apart = ((registers >> _u32(8)) & _u32(0x00800080)) | (registers & _u32(0x007F007F))
-    together = (apart | (apart >> _u32(8))) & _u32(0xFFFF)
-    return together[..., 0::2, :] | (together[..., 1::2, :] << _u32(16))
+def pack_mantissas(registers: jax.Array) -> jax.Array:
+    """Signs and mantissas uint32[..., 16, 128] of registers uint32[..., 32, 128]."""
+    return merge_exponent(registers[..., 0::2, :], swap_bytes(registers[..., 1::2, :]))
 
 
 def _pack_3_bits(digits: jax.Array) -> jax.Array:
@@ -159,7 +156,7 @@ def pack(registers: jax.Array, width: int) -> jax.Array:
         return _pack_in_place(inside)
     digits = (inside >> _u32(7)) & _u32(0x000F000F)
     pack_digits = _pack_3_bits if width == 8 else _pack_base_11
-    return jnp.concatenate([pack_bytes(inside), pack_digits(digits)], axis=-2)
+    return jnp.concatenate([pack_mantissas(inside), pack_digits(digits)], axis=-2)
 
 
 def escape_flags(registers: jax.Array) -> jax.Array:
@@ -223,7 +220,7 @@ def unpack(
     words: Sequence[jax.Array],
     bias: Sequence[jax.Array],
     width: int,
-    spread: Callable[[jax.Array, bool], jax.Array] = spread_bytes,
+    swap: Callable[[jax.Array], jax.Array] = swap_bytes,
     merge: Callable[[jax.Array, jax.Array], jax.Array] = merge_exponent,
 ) -> list[jax.Array]:
     """Decodes a lane's words into its 32 registers of two bf16 each.
@@ -233,7 +230,7 @@ def unpack(
       bias: two arrays uint32[..., 128]: the row bases of the lane's even and odd registers
         (rows l//4 and l//4 + 8 of the warp), as `base << 7 | base << 23`.
       width: 8, 11 or 16.
-      spread: `spread_bytes` or a kernel's instruction for it.
+      swap: `swap_bytes` or a kernel's instruction for it.
       merge: `merge_exponent` or a kernel's instruction for it.
 
     Returns:
@@ -242,7 +239,8 @@ def unpack(
     if width == 16:
         return _unpack_in_place(words, bias)
     exponents = (_exponents_3_bits if width == 8 else _exponents_base_11)(words, bias)
-    return [merge(spread(words[j // 2], bool(j % 2)), exponents[j]) for j in range(REGISTERS)]
+    odd = [swap(word) for word in words[: REGISTERS // 2]]
+    return [merge((odd if j % 2 else words)[j // 2], exponents[j]) for j in range(REGISTERS)]
 
 
 def _interleave(even: jax.Array, odd: jax.Array) -> jax.Array:
@@ -251,9 +249,9 @@ def _interleave(even: jax.Array, odd: jax.Array) -> jax.Array:
     return both.reshape(*even.shape[:-2], 2 * even.shape[-2], even.shape[-1])
 
 
-def unpack_bytes(words: jax.Array) -> jax.Array:
-    """uint32[..., 32, lanes]: what `pack_bytes` packed, each byte in both bytes of its half."""
-    return _interleave(spread_bytes(words, False), spread_bytes(words, True))
+def unpack_mantissas(words: jax.Array) -> jax.Array:
+    """uint32[..., 32, lanes]: what `pack_mantissas` packed, and anything for exponents."""
+    return _interleave(words, swap_bytes(words))
 
 
 def _all_exponents_3_bits(words: jax.Array, bias: jax.Array) -> jax.Array:
@@ -303,4 +301,4 @@ def unpack_all(words: jax.Array, bias: jax.Array, width: int) -> jax.Array:
     if width == 16:
         return _unpack_all_in_place(words, bias)
     exponents = (_all_exponents_3_bits if width == 8 else _all_exponents_base_11)(words, bias)
-    return merge_exponent(unpack_bytes(words[..., :16, :]), exponents)
+    return merge_exponent(unpack_mantissas(words[..., :16, :]), exponents)

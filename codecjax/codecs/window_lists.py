@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from codecjax.codecs import window_records
 from codecjax.codecs.window_layout import LANES, REGISTERS, column_of
 from codecjax.codecs.window_records import (
-    EXPONENT_SHIFT,
+    DIFFERENCE_SHIFT,
     RECORD_HEADER,
     REGISTER_SHIFT,
     WARP_LANES,
@@ -23,7 +23,6 @@ from codecjax.codecs.window_records import (
 )
 from codecjax.tiles import UNIT_COLUMNS
 
-NOT_ESCAPED = 256
 # Neighbouring lanes that have a row, in their even or in their odd registers.
 LANES_A_ROW = 4
 # In a word with three numbers, the bits where the second and the third begin.
@@ -40,10 +39,10 @@ def lane_escapes(records: jax.Array) -> jax.Array:
     return numbers.at[(*unit, lane)].add(1, mode="drop")
 
 
-def exponents(
+def differences(
     records: jax.Array, of_warp: jax.Array, warp: jax.Array, lane: jax.Array, odd: jax.Array
 ) -> jax.Array:
-    """Exponents of the escapes in a row of each of N rows of units, Q units a row.
+    """What exponents of a row of each of N rows of units are xored with, Q units a row.
 
     Args:
       records: uint32[N, Q, RECORD].
@@ -53,8 +52,7 @@ def exponents(
       odd: int32[N], 1 if the row is in their odd registers, else 0.
 
     Returns:
-      uint16[N, Q, 128], by column of the unit; NOT_ESCAPED elsewhere. Damaged records give other
-      exponents.
+      uint16[N, Q, 128], by column of the unit; 0 but for escapes. Damaged records give others.
     """
     most = min(entries_that_fit(records.shape[-1]), 2 * REGISTERS)
     rounds = jnp.arange(most, dtype=jnp.uint32)[:, None]
@@ -82,7 +80,6 @@ def exponents(
     )
     place = (row * records.shape[1] + unit) * UNIT_COLUMNS + column
     size = records.shape[0] * records.shape[1] * UNIT_COLUMNS
-    none = jnp.full(size, NOT_ESCAPED, jnp.uint16)
-    value = ((found >> EXPONENT_SHIFT) & 0xFF).astype(jnp.uint16)
-    flat = none.at[jnp.where(is_here, place, size)].set(value, mode="drop")
+    value = ((found >> DIFFERENCE_SHIFT) & 0xFF).astype(jnp.uint16)
+    flat = jnp.zeros(size, jnp.uint16).at[jnp.where(is_here, place, size)].set(value, mode="drop")
     return flat.reshape(*records.shape[:2], UNIT_COLUMNS)

@@ -1,12 +1,15 @@
 """Escape records of `window` units: which weights' exponents are elsewhere, and what they are.
 
+An entry has what its weight's exponent is xored with: that of digit 0, which is stored for it,
+and so decoded.
+
 A record is uint32[RECORD]. Lanes, registers and halves are those of `window_layout`; the 128
 lanes are 4 warps of 32.
 
     words 0..3   word w is the bitmap of warp w: bit i is set where lane 32*w + i has an escape
     word 4       byte w (bits 8*w..8*w + 7): number of the first entry of warp w
     words 5..    16-bit entries, two a word, the low half first; unused ones are 0:
-                 half | register << 1 | more << 6 | exponent << 8
+                 half | register << 1 | more << 6 | difference << 8
 
 Entries of the warps follow one another. Within a warp come the first escape of each lane that
 has one, in order of lanes; then the second escape of each lane whose first entry says "more";
@@ -26,7 +29,7 @@ WARPS, WARP_LANES = 4, 32
 RECORD_HEADER = 5
 REGISTER_SHIFT = 1
 MORE = 1 << 6
-EXPONENT_SHIFT = 8
+DIFFERENCE_SHIFT = 8
 # Number of entries whose beginnings fit the bytes of word 4.
 MOST_ENTRIES = 255
 # RECORD is a multiple of this: kernels are compiled for one RECORD, so few different ones are
@@ -83,7 +86,7 @@ def _joined(values: jax.Array, width: int) -> jax.Array:
 
 def write(
     flags: jax.Array,
-    exponents_at: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    differences_at: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     record: int,
 ) -> jax.Array:
     """Writes the record of each unit; one whose escapes do not fit has an empty record.
@@ -91,7 +94,7 @@ def write(
     Args:
       flags: uint32[..., 2, 128]: bits 2 * register + half of each lane's escapes, those of the
         last 16 registers in the second word.
-      exponents_at: the exponents of escapes, given their lanes, registers and halves, all
+      differences_at: those of escapes, given their lanes, registers and halves, all
         uint32[..., entries].
       record: RECORD.
 
@@ -136,7 +139,7 @@ def write(
     register, half = (bit >> 1) + jnp.where(second, jnp.uint32(16), jnp.uint32(0)), bit & 1
     more = number + 1 < in_low + _bits(high)
     entry = half | (register << REGISTER_SHIFT) | jnp.where(more, jnp.uint32(MORE), jnp.uint32(0))
-    entry |= exponents_at(lane, register, half) << EXPONENT_SHIFT
+    entry |= differences_at(lane, register, half) << DIFFERENCE_SHIFT
     used = position < of_warp.sum(axis=-1, keepdims=True)
     entry = jnp.where(used, entry, jnp.uint32(0))
     words = _joined(entry.reshape(*entry.shape[:-1], -1, 2), 16)
@@ -151,7 +154,7 @@ def read(records: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Returns:
       Where each entry's weight is in its unit's fragments [32, 128, 2], flat, uint32[..., entries]
-      with the fragments' size for unused entries, and its exponent, uint32[..., entries].
+      with the fragments' size for unused entries, and its difference, uint32[..., entries].
     """
     bitmap, starts, words = jnp.split(records, (WARPS, RECORD_HEADER), axis=-1)
     first = (starts >> (8 * jnp.arange(WARPS, dtype=jnp.uint32))) & 0xFF
@@ -184,4 +187,4 @@ def read(records: jax.Array) -> tuple[jax.Array, jax.Array]:
     )
     place = ((entry >> REGISTER_SHIFT) & 31) * (2 * LANES) + lane * 2 + (entry & 1)
     place = jnp.where(lane < LANES, place, jnp.uint32(REGISTERS * LANES * 2))
-    return place, entry >> EXPONENT_SHIFT
+    return place, entry >> DIFFERENCE_SHIFT

@@ -108,8 +108,6 @@ def _decode(t: TiledMatrix, slot: jax.Array, row: jax.Array, base: jax.Array) ->
         of_lane = window_lists.lane_escapes(records)
         by_warp = of_lane.reshape(count, -1, window_records.WARPS, WARP_LANES)
         of_warp = by_warp[jnp.arange(count), :, warp]
-    exponent = window_lists.exponents(records, of_warp, warp, lane, odd)
-    bits = bits.reshape(exponent.shape)
-    patched = (bits & 0x807F) | exponent << 7
-    bits = jnp.where(exponent == window_lists.NOT_ESCAPED, bits, patched)
+    difference = window_lists.differences(records, of_warp, warp, lane, odd)
+    bits = bits.reshape(difference.shape) ^ difference << 7
     return jax.lax.bitcast_convert_type(bits, jnp.bfloat16).reshape(count, across, -1)

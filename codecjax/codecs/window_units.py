@@ -1,7 +1,8 @@
 """Units whose exponents are digits above their rows' bases, with escapes: of `window` and `rans`.
 
-An exponent outside of its row's window is an *escape*: its digit is 0 and the exponent itself
-stands in its unit's *record*, see `window_records`. Registers are those of `window_layout`.
+An exponent outside of its row's window is an *escape*: its digit is 0 and how it differs from its
+row's base stands in its unit's *record*, see `window_records`. Registers are those of
+`window_layout`.
 """
 
 import functools
@@ -89,22 +90,34 @@ def choose_record(
 
 
 @functools.partial(jax.jit, static_argnames=("tile", "record"))
-def records_of(w: jax.Array, flags: jax.Array, tile: tuple[int, int], record: int) -> jax.Array:
-    """Escape records uint32[T, R, Q, RECORD] of flags uint32[T, R, Q, 2, 128]."""
+def records_of(
+    w: jax.Array, base: jax.Array, flags: jax.Array, tile: tuple[int, int], record: int
+) -> jax.Array:
+    """Escape records uint32[T, R, Q, RECORD].
+
+    Args:
+      w: bf16[OUT, K].
+      base: uint8[tile rows, rows].
+      flags: uint32[T, R, Q, 2, 128].
+      tile: (rows, columns).
+      record: RECORD.
+    """
     rows, columns = tile
+    bases = base.reshape(-1)
     tiles_across = -(-w.shape[1] // columns)
     index = [jnp.arange(size, dtype=jnp.uint32) for size in flags.shape[:3]]
     tile_number, down, across = jnp.ix_(*index)
     top = (tile_number // tiles_across * rows + down * UNIT_ROWS)[..., None]
     left = (tile_number % tiles_across * columns + across * UNIT_COLUMNS)[..., None]
 
-    def exponents_at(lane: jax.Array, register: jax.Array, half: jax.Array) -> jax.Array:
+    def differences_at(lane: jax.Array, register: jax.Array, half: jax.Array) -> jax.Array:
         row = top + window_layout.row_of(lane, register)
         column = left + window_layout.column_of(lane, register, half)
         bits = bits_of(w.at[row, column].get(mode="clip"))
-        return ((bits >> 7) & 0xFF).astype(jnp.uint32)
+        exponent = ((bits >> 7) & 0xFF).astype(jnp.uint32)
+        return exponent ^ bases.at[row].get(mode="clip").astype(jnp.uint32)
 
-    return window_records.write(flags, exponents_at, record)
+    return window_records.write(flags, differences_at, record)
 
 
 def bias_of(base: jax.Array) -> jax.Array:
@@ -115,11 +128,10 @@ def bias_of(base: jax.Array) -> jax.Array:
     return jnp.tile(halves, (1, 1, window_layout.REGISTERS // 2, 1))
 
 
-def patch(registers: jax.Array, place: jax.Array, exponent: jax.Array) -> jax.Array:
-    """Puts the exponents of a unit's escapes into its bit patterns uint32[32, 128]."""
+def patch(registers: jax.Array, place: jax.Array, difference: jax.Array) -> jax.Array:
+    """Xors the exponents of a unit's escapes, which are bit patterns in uint32[32, 128]."""
     flat = jax.lax.bitcast_convert_type(registers, jnp.uint16).reshape(-1)
-    value = flat.at[place].get(mode="clip") & jnp.uint16(0x807F)
-    value |= (exponent << 7).astype(jnp.uint16)
+    value = flat.at[place].get(mode="clip") ^ (difference << 7).astype(jnp.uint16)
     patched = flat.at[place].set(value, mode="drop").reshape(*registers.shape, 2)
     return jax.lax.bitcast_convert_type(patched, jnp.uint32)
 

@@ -11,7 +11,7 @@ from codecjax.codecs.aligned_bases import aligned_bases
 from codecjax.operations import decode
 from codecjax.tiles import TiledMatrix
 from tests.codecs.damage import check_damage
-from tests.codecs.test_window import escapes_of, from_bits, gaussian, to_bits
+from tests.codecs.test_window import escapes_of, from_bits, gaussian, mantissa_of, to_bits
 
 BITS = (10, 11, 12)
 
@@ -50,14 +50,14 @@ def oracle(t: TiledMatrix) -> np.ndarray:
                 row = 64 * down + 16 * (lane // 32) + 8 * (register % 2) + (lane % 32) // 4
                 column = 128 * across + 8 * (register // 2) + 2 * (lane % 4) + half
                 word = int(arrays["words"][tile, down, across, register // 2, lane])
-                byte = word >> (16 * (register % 2) + 8 * half) & 0xFF
+                mantissa = mantissa_of(word, register, half)
                 digit = int(symbols[unit, register, lane]) >> (4 * half) & 0xF
                 exponent = int(arrays["base"][tile // t.grid[1], row]) + digit
-                w[top + row, left + column] = (byte & 0x80) << 8 | exponent << 7 | byte & 0x7F
-            for lane, register, half, exponent in escapes_of(arrays["escapes"][tile, down, across]):
+                w[top + row, left + column] = mantissa | exponent << 7
+            for lane, register, half, other in escapes_of(arrays["escapes"][tile, down, across]):
                 row = top + 64 * down + 16 * (lane // 32) + 8 * (register % 2) + (lane % 32) // 4
                 column = left + 128 * across + 8 * (register // 2) + 2 * (lane % 4) + half
-                w[row, column] = (w[row, column] & 0x807F) | exponent << 7
+                w[row, column] ^= other << 7
     return w[: t.shape[0], : t.shape[1]]
 
 

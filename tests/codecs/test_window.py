@@ -114,7 +114,7 @@ def test_sizes_count_every_array() -> None:
 
 
 def escapes_of(record: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Lane, register, half and exponent of each escape, in the order of a record's entries."""
+    """Lane, register, half and difference of each escape, in the order of a record's entries."""
     words = [int(word) for word in record]
     entries = [half for word in words[5:] for half in (word & 0xFFFF, word >> 16)]
     escapes = []
@@ -130,6 +130,14 @@ def escapes_of(record: np.ndarray) -> list[tuple[int, int, int, int]]:
                 entry += 1
             lanes = again
     return escapes
+
+
+def mantissa_of(word: int, register: int, half: int) -> int:
+    """Sign and mantissa, where a bf16 has them, of one weight of a word with two registers'."""
+    bits = (word >> 16 * half) & 0xFFFF
+    if register % 2:
+        bits = bits >> 8 | (bits & 0xFF) << 8
+    return bits & 0x807F
 
 
 def oracle(t: TiledMatrix) -> np.ndarray:
@@ -149,7 +157,7 @@ def oracle(t: TiledMatrix) -> np.ndarray:
             for register, lane, half in np.ndindex(32, 128, 2):
                 row = 64 * down + 16 * (lane // 32) + 8 * (register % 2) + (lane % 32) // 4
                 column = 128 * across + 8 * (register // 2) + 2 * (lane % 4) + half
-                byte = int(words[register // 2, lane]) >> (16 * (register % 2) + 8 * half) & 0xFF
+                mantissa = mantissa_of(int(words[register // 2, lane]), register, half)
                 code = [(int(word) >> (16 * half)) & 0xFFFF for word in words[16:, lane]]
                 pair = register // 2
                 if pair < 14:
@@ -161,13 +169,11 @@ def oracle(t: TiledMatrix) -> np.ndarray:
                 number = fraction * 121 // 128
                 digit = number // 11 if register % 2 == 0 else number % 11
                 exponent = int(arrays["base"][tile // t.grid[1], row]) + digit
-                w[top + row, left + column] = (
-                    (byte & 0x80) << 8 | (exponent & 0xFF) << 7 | byte & 0x7F
-                )
-            for lane, register, half, exponent in escapes_of(arrays["escapes"][slot, down, across]):
+                w[top + row, left + column] = mantissa | (exponent & 0xFF) << 7
+            for lane, register, half, other in escapes_of(arrays["escapes"][slot, down, across]):
                 row = top + 64 * down + 16 * (lane // 32) + 8 * (register % 2) + (lane % 32) // 4
                 column = left + 128 * across + 8 * (register // 2) + 2 * (lane % 4) + half
-                w[row, column] = (w[row, column] & 0x807F) | exponent << 7
+                w[row, column] ^= other << 7
     return w[: t.shape[0], : t.shape[1]]
 
 
@@ -183,15 +189,16 @@ def test_records_are_as_described() -> None:
     w = np.ones((64, 128), ml_dtypes.bfloat16)
     # Lane 0 has three escapes, lane 4 (row 1) one, lane 33 (row 16, columns 2 and 3) two.
     w[0, 9], w[8, 0], w[0, 1], w[1, 0], w[16, 3], w[16, 2] = (2.0**n for n in range(20, 26))
-    record = np.asarray(encode(w, codec="window", tile=(64, 128)).arrays["escapes"])[0, 0, 0]
+    arrays = encode(w, codec="window", tile=(64, 128)).arrays
+    record, base = np.asarray(arrays["escapes"])[0, 0, 0], np.asarray(arrays["base"])[0]
     assert record.shape == (24,)
     assert escapes_of(record) == [
-        (0, 0, 1, 127 + 22),
-        (4, 0, 0, 127 + 23),
-        (0, 1, 0, 127 + 21),
-        (0, 2, 1, 127 + 20),
-        (33, 0, 0, 127 + 25),
-        (33, 0, 1, 127 + 24),
+        (0, 0, 1, (127 + 22) ^ base[0]),
+        (4, 0, 0, (127 + 23) ^ base[1]),
+        (0, 1, 0, (127 + 21) ^ base[8]),
+        (0, 2, 1, (127 + 20) ^ base[0]),
+        (33, 0, 0, (127 + 25) ^ base[16]),
+        (33, 0, 1, (127 + 24) ^ base[16]),
     ]
     assert record[:5].tolist() == [0b10001, 0b10, 0, 0, 0x06060400]
     assert not record[8:].any()
