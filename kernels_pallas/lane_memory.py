@@ -14,8 +14,10 @@ from jax._src.lib.mlir.dialects import arith, scf
 from jax.experimental.mosaic.gpu import utils as mgpu_utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from codecjax.codecs.window_layout import VECTOR
 from kernels_pallas.emit import (
     LANE_LAYOUT,
+    LANES,
     address,
     emit_transpose,
     from_scalar,
@@ -40,32 +42,81 @@ def _as_words(values: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
-    """What `LaneMemory.load` takes."""
+class Loads:
+    """Where `LaneMemory.load` finds words.
 
-    ref: Any
+    Attributes:
+      index: uint32[128], a word's number in a flat ref.
+      offsets: in words from `index`, of each load.
+      vector: words of each load, 1 or 4; then index and offsets are multiples of it.
+    """
+
     index: jax.Array
     offsets: tuple[int, ...]
     vector: int
 
-    def read(self, count: int) -> list[jax.Array]:
-        """The words, and zeros to make so many, for the interpreter."""
-        flat = _as_words(self.ref[...])
-        places = [offset + part for offset in self.offsets for part in range(self.vector)]
-        found = [flat[self.index + jnp.uint32(place)] for place in places]
-        return found + [jnp.zeros_like(self.index)] * (count - len(found))
+    @property
+    def count(self) -> int:
+        """Of the words."""
+        return self.vector * len(self.offsets)
 
-    def emit(self, start: ir.Value, count: int) -> list[ir.Value]:
-        """Emits the loads, and zeros to make so many."""
+    def read(self, flat: jax.Array) -> list[jax.Array]:
+        """The words, for the interpreter."""
+        places = [offset + part for offset in self.offsets for part in range(self.vector)]
+        return [flat[self.index + jnp.uint32(place)] for place in places]
+
+    def emit(self, start: ir.Value) -> list[ir.Value]:
+        """Emits the loads, given where word `index` is."""
         suffix, names = ("b32", "$0") if self.vector == 1 else ("v4.b32", "{$0, $1, $2, $3}")
         found: list[ir.Value] = []
         for offset in self.offsets:
-            words = mgpu_utils.inline_ptx(
+            found += mgpu_utils.inline_ptx(
                 f"ld.global.nc.{suffix} {names}, [${self.vector}+{4 * offset}];",
                 start,
                 result_types=[word_type()] * self.vector,
             )
-            found += words
+        return found
+
+
+def unit_words(number: jax.Array, lane: jax.Array, count: int) -> tuple[Loads, ...]:
+    """Loads of a lane's `count` words of unit `number`, in an array of such units.
+
+    Args:
+      number, lane: uint32[128]; the lane's number in the unit.
+    """
+    first, whole = number * jnp.uint32(count * LANES), count // VECTOR
+    fours = tuple(range(0, whole * VECTOR * LANES, VECTOR * LANES))
+    rest = tuple(range(whole * VECTOR * LANES, count * LANES, LANES))
+    loads = (
+        Loads(first + lane * jnp.uint32(VECTOR), fours, VECTOR),
+        Loads(first + lane, rest, 1),
+    )
+    return tuple(each for each in loads if each.offsets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What `LaneMemory.load_one_of` may load.
+
+    Attributes:
+      ref: in device memory, as for `load`.
+      loads: from it.
+    """
+
+    ref: Any
+    loads: tuple[Loads, ...]
+
+    def read(self, count: int) -> list[jax.Array]:
+        """The words, and zeros to make so many, for the interpreter."""
+        flat = _as_words(self.ref[...])
+        found = [word for each in self.loads for word in each.read(flat)]
+        return found + [jnp.zeros_like(found[0])] * (count - len(found))
+
+    def emit(self, ref: ir.Value, indices: Sequence[ir.Value], count: int) -> list[ir.Value]:
+        """Emits the loads, and zeros to make so many."""
+        found: list[ir.Value] = []
+        for each, index in zip(self.loads, indices, strict=True):
+            found += each.emit(_address(ref, index))
         return found + [arith.constant(word_type(), 0)] * (count - len(found))
 
 
@@ -80,13 +131,13 @@ class LaneMemory(Lanes):
 
         Args:
           ref: uint32, int32, or bf16 or uint16 (two a word), of any shape.
-          index: uint32[128], a word's number in the flat ref.
-          offsets: in words from `index`, of each load.
-          vector: words of each load, 1 or 4; then index and offsets are multiples of it.
+          index, offsets, vector: see `Loads`.
         """
-        return self.load_one_of(
-            [Choice(ref, index, tuple(offsets), vector)], [], vector * len(offsets)
-        )
+        return self.load_all(ref, (Loads(index, tuple(offsets), vector),))
+
+    def load_all(self, ref: Any, loads: tuple[Loads, ...]) -> list[jax.Array]:
+        """`load` of several kinds, one after another."""
+        return self.load_one_of([Choice(ref, loads)], [], sum(each.count for each in loads))
 
     def load_one_of(
         self, choices: Sequence["Choice"], chosen: Sequence[jax.Array], count: int
@@ -106,34 +157,35 @@ class LaneMemory(Lanes):
                 found = [jnp.where(here != 0, one, other) for one, other in pairs]
             return found
         words = [WORDS_TYPE] * count
+        indices = [[each.index for each in choice.loads] for choice in choices]
         types = (
-            *(plgpu.RefType(), LANE_LAYOUT) * len(choices),
-            *(LANE_LAYOUT,) * len(chosen),
+            *(plgpu.RefType(),) * len(choices),
+            *(LANE_LAYOUT,) * (sum(map(len, indices)) + len(chosen)),
         )
 
         @plgpu.inline_mgpu(arg_types=types, return_type=words)
         def apply(_: Any, *arguments: Any) -> Any:
-            flags = [scalar(flag.registers.item()) for flag in arguments[2 * len(choices) :]]
+            refs, arrays = arguments[: len(choices)], iter(arguments[len(choices) :])
+            starts = [[scalar(next(arrays).registers.item()) for _ in each] for each in indices]
+            flags = [scalar(flag.registers.item()) for flag in arrays]
 
             def emit(number: int) -> list[ir.Value]:
-                ref, index = arguments[2 * number : 2 * number + 2]
                 choice = choices[number]
-                start = _address(ref, scalar(index.registers.item()))
                 if number == len(choices) - 1:
-                    return choice.emit(start, count)
+                    return choice.emit(refs[number], starts[number], count)
                 zero = arith.constant(word_type(), 0)
                 here = arith.cmpi(arith.CmpIPredicate.ne, flags[number], zero)
                 branch = scf.IfOp(here, [word_type()] * count, has_else=True)
                 with ir.InsertionPoint(branch.then_block):
-                    scf.yield_(choice.emit(start, count))
+                    scf.yield_(choice.emit(refs[number], starts[number], count))
                 with ir.InsertionPoint(branch.else_block):
                     scf.yield_(emit(number + 1))
                 return list(branch.results)
 
             return [from_scalar(word) for word in emit(0)]
 
-        operands = [each for choice in choices for each in (choice.ref, choice.index)]
-        return list(apply(*operands, *chosen))
+        flat = [index for each in indices for index in each]
+        return list(apply(*(choice.ref for choice in choices), *flat, *chosen))
 
     def store(
         self,

@@ -150,6 +150,34 @@ class Lanes:
         everywhere = jnp.broadcast_to(value, (LANES,)).astype(jnp.uint32)
         return plgpu.layout_cast(everywhere, LANE_LAYOUT)
 
+    def unit_words(self, ref: Any) -> list[jax.Array]:
+        """Each lane's words of a unit that is in shared memory: a uint32[n, 128] ref, as stored."""
+        if self.interpret:
+            return list(window_layout.by_lane(ref[...]))
+        count = ref.shape[0]
+        whole = count // window_layout.VECTOR * window_layout.VECTOR
+
+        @plgpu.inline_mgpu(
+            arg_types=(plgpu.RefType(), LANE_LAYOUT), return_type=[WORDS_TYPE] * count
+        )
+        def load(_: Any, ref: ir.Value, lane: Any) -> Any:
+            start, number = address(ref, shared=True), scalar(lane.registers.item())
+            found: list[ir.Value] = []
+            for word in (*range(0, whole, window_layout.VECTOR), *range(whole, count)):
+                size, suffix, names = 1, "b32", "$0"
+                if word < whole:
+                    size, suffix, names = window_layout.VECTOR, "v4.b32", "{$0, $1, $2, $3}"
+                mine = arith.muli(number, arith.constant(word_type(), 4 * size))
+                found += mgpu_utils.inline_ptx(
+                    f"ld.shared.{suffix} {names}, [${size}+{4 * LANES * word}];",
+                    arith.addi(start, mine),
+                    result_types=[word_type()] * size,
+                    has_side_effects=True,
+                )
+            return [from_scalar(word) for word in found]
+
+        return list(load(ref, self.index()))
+
     def swap(self, word: jax.Array) -> jax.Array:
         """`window_layout.swap_bytes` in one instruction."""
         if self.interpret:

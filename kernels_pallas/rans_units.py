@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from codecjax.codecs import window_layout
-from codecjax.codecs.rans_coder import LANES
 from codecjax.codecs.window_pool import place_of
 from codecjax.tiles import TiledMatrix
 from kernels_pallas.coded_units import CodedUnit
+from kernels_pallas.lane_memory import unit_words
 from kernels_pallas.rans_lanes import STEPS, Carry
 from kernels_pallas.unit_walk import row_bias
 
-_BYTE_WORDS = 16
+_WORDS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +43,8 @@ class RansUnits:
     def decode(self, unit: CodedUnit, carry: Carry) -> Carry:
         """See `coded_units.UnitDecoder`."""
         warps, lane = unit.warps, unit.warps.index()
-        index = unit.number * jnp.uint32(_BYTE_WORDS * LANES) + lane
-        offsets = [number * LANES for number in range(_BYTE_WORDS)]
-        mantissas = warps.load(unit.refs["words"], index, offsets)
+        loads = unit_words(unit.number, lane, _WORDS)
+        mantissas = warps.load_all(unit.refs["words"], loads)
         records = warps.load_record(unit.refs["escapes"], unit.number, self.record)
         base = unit.refs["base"]
         bias = row_bias(lambda index: warps.gather(base, index), unit.first_row, lane)

@@ -18,7 +18,7 @@ from codecjax.codecs import window_layout
 from codecjax.codecs.window_layout import REGISTERS
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS
 from kernels_pallas.emit import LANE_LAYOUT, LANES
-from kernels_pallas.lane_memory import Choice
+from kernels_pallas.lane_memory import Choice, Loads, unit_words
 from kernels_pallas.row_major import ORDER, UNORDERED, VECTOR, place_in_rows
 from kernels_pallas.unit_stream import UnitStream
 from kernels_pallas.unit_walk import UnitWalk
@@ -142,8 +142,8 @@ class StripeWalk:
             return self.warps.load(refs[f"dense.{source}"], index, offsets, VECTOR)
         page, in_page = self._in_tile(place.entry, place)
         choices = [
-            Choice(refs["pages"], page, tuple(in_page), VECTOR),
-            Choice(refs[f"dense.{source}"], index, tuple(offsets), VECTOR),
+            Choice(refs["pages"], (Loads(page, tuple(in_page), VECTOR),)),
+            Choice(refs[f"dense.{source}"], (Loads(index, tuple(offsets), VECTOR),)),
         ]
         return self.warps.load_one_of(choices, [_flag(place.resident)], REGISTERS)
 
@@ -169,27 +169,25 @@ class StripeWalk:
         return self.warps.load_record(self.walk.refs[f"escapes.{source}"], number, record)
 
     def _words(self, source: int, place: StripePlace) -> list[jax.Array]:
-        number, words = self._number(place), self._word_count
-        index = number * _u32(words * LANES) + self._lane
-        array = self.walk.refs[f"words.{source}"]
-        offsets = [i * LANES for i in range(words)]
-        return self.warps.load(array, index, offsets) + self._record(source, number)
+        number = self._number(place)
+        loads = unit_words(number, self._lane, self._word_count)
+        words = self.warps.load_all(self.walk.refs[f"words.{source}"], loads)
+        return words + self._record(source, number)
 
     def _words_or_weights(self, source: int, place: StripePlace) -> list[jax.Array]:
         """32 words, and the record if they are compressed."""
-        stream, refs, count = self.walk.stream, self.walk.refs, self._word_count
-        number = self._number(place)
-        index = number * _u32(count * LANES) + self._lane
-        offsets = tuple(i * LANES for i in range(count))
-        choices = [Choice(refs[f"words.{source}"], index, offsets, 1)]
+        stream, refs, number = self.walk.stream, self.walk.refs, self._number(place)
+        words = unit_words(number, self._lane, self._word_count)
+        choices = [Choice(refs[f"words.{source}"], words)]
         chosen: list[jax.Array] = []
         if f"verbatim.{source}" in refs:
             index, weights = self._in_tile(_u32(0xFFFFFFFF) - place.slot, place)
-            choices.insert(0, Choice(refs[f"verbatim.{source}"], index, tuple(weights), VECTOR))
+            loads = (Loads(index, tuple(weights), VECTOR),)
+            choices.insert(0, Choice(refs[f"verbatim.{source}"], loads))
             chosen.insert(0, place.verbatim)
         if stream.paged:
             index, weights = self._in_tile(place.entry, place)
-            choices.insert(0, Choice(refs["pages"], index, tuple(weights), VECTOR))
+            choices.insert(0, Choice(refs["pages"], (Loads(index, tuple(weights), VECTOR),)))
             chosen.insert(0, place.resident)
         found = self.warps.load_one_of(choices, [_flag(each) for each in chosen], REGISTERS)
         compressed = ~(place.resident | place.verbatim)

@@ -280,10 +280,7 @@ class UnitWalk:
         stream, refs = self.stream, self.refs
         assert stream.width is not None
         lanes = stream.lanes
-        words = [
-            plgpu.load(refs["words_in_flight"].at[stage, i], layout=LANE_LAYOUT, optimized=False)
-            for i in range(window_layout.WORDS[stream.width])
-        ]
+        words = lanes.unit_words(refs["words_in_flight"].at[stage])
         registers = window_layout.unpack(words, self.bias, stream.width, lanes.swap, lanes.merge)
         record = refs["records_in_flight"].at[stage]
         assert stream.record is not None

@@ -94,7 +94,7 @@ def _pack(w: jax.Array, tile: tuple[int, int]) -> tuple[jax.Array, ...]:
         counts = jnp.zeros((tiles.shape[0], rans_coder.ALPHABET), jnp.int32)
         counts = counts.at[number, tiles].add(1).reshape(at_once, -1, rans_coder.ALPHABET)
         return (
-            window_layout.pack_mantissas(registers),
+            window_layout.stored(window_layout.pack_mantissas(registers)),
             symbols,
             window_layout.escape_flags(registers),
             counts,
@@ -161,7 +161,7 @@ def decode_compressed(
     pair = symbols.astype(jnp.uint32)
     digits = (pair & 0xF) << 7 | (pair >> 4) << 23
     registers = window_layout.merge_exponent(
-        window_layout.unpack_mantissas(words), digits + bias_of(base)
+        window_layout.unpack_mantissas(window_layout.by_lane(words)), digits + bias_of(base)
     )
     return weights_of(registers, escapes)
 

@@ -73,7 +73,7 @@ def _pack(
         bits = bits_of(jax.lax.dynamic_slice_in_dim(padded, first * rows, at_once * rows))
         base = row_bases(bits, w.shape[1], width)
         registers = registers_of(bits, base, w.shape[1], width, tile)
-        words = window_layout.pack(registers, width)
+        words = window_layout.stored(window_layout.pack(registers, width))
         flags = window_layout.escape_flags(registers)
         return words, flags, base.astype(jnp.uint8).reshape(at_once, rows)
 
@@ -123,7 +123,7 @@ def decode_compressed(
     """Decodes one compressed tile: the definition of the format.
 
     Args:
-      words: uint32[R, Q, WORDS[width], 128].
+      words: uint32[R, Q, WORDS[width], 128], as they are stored.
       escapes: uint32[R, Q, RECORD].
       base: uint8[rows].
       width: 8, 11 or 16.
@@ -131,7 +131,8 @@ def decode_compressed(
     Returns:
       bf16[rows, columns].
     """
-    return weights_of(window_layout.unpack_all(words, bias_of(base), width), escapes)
+    registers = window_layout.unpack_all(window_layout.by_lane(words), bias_of(base), width)
+    return weights_of(registers, escapes)
 
 
 def decode_tile(t: TiledMatrix, index: jax.Array) -> jax.Array:

@@ -21,6 +21,9 @@ plus the digit. `words` of a lane:
                       exponent bits; the four spare exponent bits of three words hold one of
                       the remaining four registers
 
+A unit's words are stored so that a lane loads four at once: words 4g to 4g + 3 of lane l are next
+to one another, from word 512*g + 4*l on; the last 2 or 3 words of all lanes stand at 128*w + l.
+
 `unpack` runs inside the kernels, register by register; they replace the two byte operations by
 single instructions. `unpack_all` is the reference: the same bits from whole arrays.
 """
@@ -32,6 +35,8 @@ import jax.numpy as jnp
 
 REGISTERS = 32
 LANES = 128
+# Words that a lane loads at once.
+VECTOR = 4
 WORDS = {8: 22, 11: 23, 16: 24}
 # While a unit is encoded, the digit of weights whose exponents are outside of the window.
 ESCAPED = 128
@@ -55,6 +60,29 @@ def _shift(word: jax.Array, left: int) -> jax.Array:
     if left == 0:
         return word
     return word << _u32(left) if left > 0 else word >> _u32(-left)
+
+
+def stored(words: jax.Array) -> jax.Array:
+    """Words uint32[..., n, 128] in the order in which they are stored, of the same shape."""
+    *units, count, lanes = words.shape
+    split = count // VECTOR * VECTOR
+    fours = words[..., :split, :].reshape(*units, -1, VECTOR, lanes).swapaxes(-1, -2)
+    return jnp.concatenate([fours.reshape(*units, split, lanes), words[..., split:, :]], axis=-2)
+
+
+def place_of_word(word: jax.Array, lane: jax.Array, count: int) -> jax.Array:
+    """Where a lane's word is among the words of its unit as they are stored, of `count` a lane."""
+    group = word // VECTOR
+    in_four = VECTOR * (LANES * group + lane) + word % VECTOR
+    return jnp.where(group < count // VECTOR, in_four, LANES * word + lane)
+
+
+def by_lane(words: jax.Array) -> jax.Array:
+    """What `stored` was given: words uint32[..., n, 128], of which each column is a lane's."""
+    *units, count, lanes = words.shape
+    split = count // VECTOR * VECTOR
+    fours = words[..., :split, :].reshape(*units, -1, lanes, VECTOR).swapaxes(-1, -2)
+    return jnp.concatenate([fours.reshape(*units, split, lanes), words[..., split:, :]], axis=-2)
 
 
 def fragment_order(block: jax.Array, tile: tuple[int, int]) -> jax.Array:

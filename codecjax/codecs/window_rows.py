@@ -74,6 +74,25 @@ def _read(t: TiledMatrix, rows: jax.Array) -> jax.Array:
     return decoded.reshape(len(rows), -1)[:, : t.shape[1]]
 
 
+def _words(words: jax.Array, slot: jax.Array, down: jax.Array, lane: jax.Array) -> jax.Array:
+    """uint32[N, units, n, 4]: what four lanes have in units of row `down` of tiles.
+
+    Args:
+      words: uint32[C, R, Q, n, 128], as they are stored.
+      slot: int32[N, A], of the tiles.
+      down: int32[N].
+      lane: int32[N], the first of the four.
+    """
+    *units, count, lanes = words.shape
+    flat, across = words.reshape(*units, count * lanes), jnp.arange(units[-1])
+    lane = lane[:, None, None] + jnp.arange(LANES_A_ROW)
+    place = window_layout.place_of_word(jnp.arange(count)[:, None], lane, count)
+    units_of_row = (slot[..., None], down[:, None, None], across)
+    here = (*(each[..., None, None] for each in units_of_row), place[:, None, None])
+    found = flat.at[here].get(mode="clip")
+    return found.reshape(len(slot), -1, count, LANES_A_ROW)
+
+
 def _decode(t: TiledMatrix, slot: jax.Array, row: jax.Array, base: jax.Array) -> jax.Array:
     """bf16[N, A, columns]: row int32[N] of compressed tiles int32[N, A], its base uint8[N]."""
     count, across = slot.shape
@@ -92,7 +111,7 @@ def _decode(t: TiledMatrix, slot: jax.Array, row: jax.Array, base: jax.Array) ->
         parts = jax.vmap(of_row)(slot, down, first_lane)
         return parts.reshape(count, -1, *parts.shape[3:])
 
-    words = units(t.arrays["words"], WARP_LANES * warp + lane, LANES_A_ROW)
+    words = _words(t.arrays["words"], slot, down, WARP_LANES * warp + lane)
     # The other row's registers get this row's exponents, and are not looked at.
     bias = (base.astype(jnp.uint32) * jnp.uint32(1 << 7 | 1 << 23))[:, None, None, None]
     bias = jnp.broadcast_to(bias, (count, 1, window_layout.REGISTERS, 1))

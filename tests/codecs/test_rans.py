@@ -11,7 +11,14 @@ from codecjax.codecs.aligned_bases import aligned_bases
 from codecjax.operations import decode
 from codecjax.tiles import TiledMatrix
 from tests.codecs.damage import check_damage
-from tests.codecs.test_window import escapes_of, from_bits, gaussian, mantissa_of, to_bits
+from tests.codecs.test_window import (
+    escapes_of,
+    from_bits,
+    gaussian,
+    mantissa_of,
+    to_bits,
+    words_of,
+)
 
 BITS = (10, 11, 12)
 
@@ -46,11 +53,11 @@ def oracle(t: TiledMatrix) -> np.ndarray:
         top, left = (tile // t.grid[1]) * rows, (tile % t.grid[1]) * columns
         symbols = symbols_of(arrays, tile)
         for unit, (down, across) in enumerate(np.ndindex(rows // 64, columns // 128)):
+            words = words_of(arrays["words"][tile, down, across])
             for register, lane, half in np.ndindex(32, 128, 2):
                 row = 64 * down + 16 * (lane // 32) + 8 * (register % 2) + (lane % 32) // 4
                 column = 128 * across + 8 * (register // 2) + 2 * (lane % 4) + half
-                word = int(arrays["words"][tile, down, across, register // 2, lane])
-                mantissa = mantissa_of(word, register, half)
+                mantissa = mantissa_of(int(words[register // 2, lane]), register, half)
                 digit = int(symbols[unit, register, lane]) >> (4 * half) & 0xF
                 exponent = int(arrays["base"][tile // t.grid[1], row]) + digit
                 w[top + row, left + column] = mantissa | exponent << 7

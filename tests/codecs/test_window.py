@@ -140,6 +140,16 @@ def mantissa_of(word: int, register: int, half: int) -> int:
     return bits & 0x807F
 
 
+def words_of(stored: np.ndarray) -> np.ndarray:
+    """Words [n, 128], by lane, of a unit as it is stored."""
+    flat, whole = stored.reshape(-1), len(stored) // 4 * 4
+    words = np.zeros_like(stored)
+    for word, lane in np.ndindex(stored.shape):
+        in_four = 512 * (word // 4) + 4 * lane + word % 4
+        words[word, lane] = flat[in_four if word < whole else 128 * word + lane]
+    return words
+
+
 def oracle(t: TiledMatrix) -> np.ndarray:
     """Decodes width 11 from the format's description alone, one weight at a time, in numpy."""
     arrays = {name: np.asarray(array) for name, array in t.arrays.items()}
@@ -153,7 +163,7 @@ def oracle(t: TiledMatrix) -> np.ndarray:
             w[top : top + rows, left : left + columns] = block.view(np.uint16)
             continue
         for down, across in np.ndindex(rows // 64, columns // 128):
-            words = arrays["words"][slot, down, across]
+            words = words_of(arrays["words"][slot, down, across])
             for register, lane, half in np.ndindex(32, 128, 2):
                 row = 64 * down + 16 * (lane // 32) + 8 * (register % 2) + (lane % 32) // 4
                 column = 128 * across + 8 * (register // 2) + 2 * (lane % 4) + half
