@@ -191,7 +191,10 @@ def _start_paged(
 def _rows(weights: Weights, reference: Reference, batch: _Batch, settings: Settings) -> list[Row]:
     """Checks and times everything of one batch."""
     x, n = batch.x, batch.x.shape[0]
-    baselines = {XLA_DOT: batch.dot.time(repeats()).seconds}
+    calls = [batch.dot, batch.dense, *(call for _, call in batch.stored)]
+    # What is compared is timed by one method.
+    by_profiler = any(call.host_bound for call in calls)
+    baselines = {XLA_DOT: batch.dot.time(repeats(), by_profiler).seconds}
     cublas = cublas_seconds(x, weights.plain, batch.count)
     if cublas is not None:
         baselines[CUBLAS] = cublas
@@ -204,7 +207,7 @@ def _rows(weights: Weights, reference: Reference, batch: _Batch, settings: Setti
             spec=weights.name,
             batch=n,
             implementation=settings.implementation,
-            timing=call.time(repeats()),
+            timing=call.time(repeats(), by_profiler),
             host_share=call.host_share,
             baselines=baselines,
             exact=exact,

@@ -165,10 +165,16 @@ class Repeated:
         self._outputs = outputs
         return outputs
 
-    def time(self, repeats: int) -> Timing:
-        """The timing of one application."""
+    def time(self, repeats: int, by_profiler: bool | None = None) -> Timing:
+        """The timing of one application.
+
+        Args:
+          repeats: of the measurement.
+          by_profiler: whether to ask the profiler if there is one, as for what is compared with
+            this; None asks where the host takes too long to dispatch.
+        """
         found = None
-        if self.host_share > _MOST_HOST_SHARE:
+        if self.host_bound if by_profiler is None else by_profiler:
             found = profiled(functools.partial(self._all, 1), repeats)
         if found is None:
             calls = {number: functools.partial(self._all, number) for number in self._CALLS}
@@ -179,6 +185,11 @@ class Repeated:
     def host_share(self) -> float:
         """See `host_share`, of several calls."""
         return host_share(functools.partial(self._all, max(self._CALLS)))
+
+    @property
+    def host_bound(self) -> bool:
+        """Whether a slope would be the time of the host."""
+        return self.host_share > _MOST_HOST_SHARE
 
     def _all(self, calls: int) -> Any:
         """Everything that so many calls leave, to be waited for."""

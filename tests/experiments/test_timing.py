@@ -162,3 +162,6 @@ def test_where_the_host_sets_the_pace_the_profiler_is_asked(
     assert bound.time(repeats=1) == timing.Timing(1.5, 0.0, timing.PROFILER)
     monkeypatch.setattr(timing, "host_share", lambda call: 0.1)
     assert free.time(repeats=1).method == timing.SLOPE
+    # So that what is compared with them has the same method.
+    assert bound.time(repeats=1, by_profiler=False).method == timing.SLOPE
+    assert free.time(repeats=1, by_profiler=True).method == timing.PROFILER
