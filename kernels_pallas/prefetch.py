@@ -14,7 +14,7 @@ from codecjax.codecs.window_pool import place_of
 from codecjax.tiles import Residency, TiledMatrix
 
 # Asked for at once. More takes as long as it saves, see experiments/records/h100/NOTES.md.
-MOST_BYTES = 8 * 2**20
+MOST_BYTES = 5 * 2**20
 # What each CTA asks for is a multiple of this.
 _GRAIN = 128
 _BY_TILE = ("words", "escapes")

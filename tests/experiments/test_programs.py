@@ -112,7 +112,7 @@ def test_compress_calibrates_on_a_text(tmp_path: Path, folder: Path) -> None:
     done = program("compress", f"--model={folder}", f"--output={output}", *options)
     assert f"runs the model on {text}" in done.stdout.replace("\n", "")
     calibrated = codecjax.load(output)
-    assert calibrated.bits_per_weight == pytest.approx(4, rel=0.02)
+    assert calibrated.bits_per_weight == pytest.approx(4, rel=0.03)
     plain = codecjax.load(folder, codec="ecsq", bits_per_weight=4.0)
     for name, t in plain.matrices.items():
         assert (codecjax.decode(t) != codecjax.decode(calibrated.matrices[name])).any()
