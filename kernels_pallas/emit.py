@@ -208,7 +208,8 @@ def emit_patch(
             _SHIFT_OUT(mask, arith.subi(before, arith.constant(word, 32 * place)))
             for place in range(_GROUP)
         ]
-        group = field(entry, window_records.REGISTER_SHIFT + 2, 32 // _GROUP - 1)
+        shift = window_records.REGISTER_SHIFT + _GROUP.bit_length() - 1
+        group = field(entry, shift, window_layout.REGISTERS // _GROUP - 1)
         result: list[ir.Value] = []
         for start in range(0, len(values), _GROUP):
             result += mgpu_utils.inline_ptx(
