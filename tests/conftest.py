@@ -15,12 +15,14 @@ os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
 _RUN_ONCE = (
     "codecs/test_rans_coder.py",
     "codecs/test_window.py",
+    "generate/test_caller.py",
+    "generate/test_exactness.py",
+    "generate/test_work.py",
     "io/test_checkpoint.py",
     "kernels_pallas/test_interpreted_decode.py",
     "kernels_pallas/test_interpreted_matmul.py",
     "kernels_pallas/test_lowering.py",
     "kernels_pallas/test_ops.py",
-    "tests/test_generate.py",
 )
 
 
