@@ -126,12 +126,11 @@ class Rows:
           mine: the warpgroup's number.
           row: int32 scalar.
         """
-        asked: list[Words] = []
-        while self.held and len(asked) < self._turns:
-            if asked and len(asked[0]) * (len(asked) + 1) > _MOST_ASKED:
-                break
-            asked.append(self._load(refs, row, self._quad(mine, len(asked))))
-        return asked
+        if not self.held:
+            return []
+        first = self._load(refs, row, self._quad(mine, 0))
+        turns = min(self._turns, _MOST_ASKED // len(first))
+        return [first, *(self._load(refs, row, self._quad(mine, t)) for t in range(1, turns))]
 
     def prepare(
         self,

@@ -14,7 +14,7 @@ from jax._src.lib.mlir.dialects import arith, scf
 from jax.experimental.mosaic.gpu import utils as mgpu_utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from codecjax.codecs.window_layout import VECTOR
+from codecjax.codecs.window_layout import VECTOR, in_fours
 from kernels_pallas.emit import (
     LANE_LAYOUT,
     LANES,
@@ -84,9 +84,9 @@ def unit_words(number: jax.Array, lane: jax.Array, count: int) -> tuple[Loads, .
     Args:
       number, lane: uint32[128]; the lane's number in the unit.
     """
-    first, whole = number * jnp.uint32(count * LANES), count // VECTOR
-    fours = tuple(range(0, whole * VECTOR * LANES, VECTOR * LANES))
-    rest = tuple(range(whole * VECTOR * LANES, count * LANES, LANES))
+    first, end_of_fours = number * jnp.uint32(count * LANES), in_fours(count) * LANES
+    fours = tuple(range(0, end_of_fours, VECTOR * LANES))
+    rest = tuple(range(end_of_fours, count * LANES, LANES))
     loads = (
         Loads(first + lane * jnp.uint32(VECTOR), fours, VECTOR),
         Loads(first + lane, rest, 1),

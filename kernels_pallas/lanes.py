@@ -155,7 +155,7 @@ class Lanes:
         if self.interpret:
             return list(window_layout.by_lane(ref[...]))
         count = ref.shape[0]
-        whole = count // window_layout.VECTOR * window_layout.VECTOR
+        whole = window_layout.in_fours(count)
 
         @plgpu.inline_mgpu(
             arg_types=(plgpu.RefType(), LANE_LAYOUT), return_type=[WORDS_TYPE] * count

@@ -62,27 +62,33 @@ def _shift(word: jax.Array, left: int) -> jax.Array:
     return word << _u32(left) if left > 0 else word >> _u32(-left)
 
 
+def in_fours(count: int) -> int:
+    """How many of a lane's `count` words are stored in fours: the first so many."""
+    return count // VECTOR * VECTOR
+
+
+def _fours_swapped(words: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    """Words uint32[..., n, 128], the two axes of those in fours, [..., *axes], swapped."""
+    *units, count, lanes = words.shape
+    split = in_fours(count)
+    fours = words[..., :split, :].reshape(*units, -1, *axes).swapaxes(-1, -2)
+    return jnp.concatenate([fours.reshape(*units, split, lanes), words[..., split:, :]], axis=-2)
+
+
 def stored(words: jax.Array) -> jax.Array:
     """Words uint32[..., n, 128] in the order in which they are stored, of the same shape."""
-    *units, count, lanes = words.shape
-    split = count // VECTOR * VECTOR
-    fours = words[..., :split, :].reshape(*units, -1, VECTOR, lanes).swapaxes(-1, -2)
-    return jnp.concatenate([fours.reshape(*units, split, lanes), words[..., split:, :]], axis=-2)
+    return _fours_swapped(words, (VECTOR, words.shape[-1]))
 
 
 def place_of_word(word: jax.Array, lane: jax.Array, count: int) -> jax.Array:
     """Where a lane's word is among the words of its unit as they are stored, of `count` a lane."""
-    group = word // VECTOR
-    in_four = VECTOR * (LANES * group + lane) + word % VECTOR
-    return jnp.where(group < count // VECTOR, in_four, LANES * word + lane)
+    in_four = VECTOR * (LANES * (word // VECTOR) + lane) + word % VECTOR
+    return jnp.where(word < in_fours(count), in_four, LANES * word + lane)
 
 
 def by_lane(words: jax.Array) -> jax.Array:
     """What `stored` was given: words uint32[..., n, 128], of which each column is a lane's."""
-    *units, count, lanes = words.shape
-    split = count // VECTOR * VECTOR
-    fours = words[..., :split, :].reshape(*units, -1, lanes, VECTOR).swapaxes(-1, -2)
-    return jnp.concatenate([fours.reshape(*units, split, lanes), words[..., split:, :]], axis=-2)
+    return _fours_swapped(words, (words.shape[-1], VECTOR))
 
 
 def fragment_order(block: jax.Array, tile: tuple[int, int]) -> jax.Array:
