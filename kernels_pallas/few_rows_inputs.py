@@ -114,7 +114,7 @@ class Rows:
         scratch: dict[str, Any] = {"rows": plgpu.SMEM(shape, jnp.uint32)}
         scratch |= self.warps.meeting(self.warpgroups)
         if self.made is Normed:
-            squares = (self.warpgroups, self.count, LANES)
+            squares = (self.warpgroups * self.count, LANES)
             scratch["squares"] = plgpu.SMEM(squares, jnp.uint32)
         return scratch
 
@@ -162,7 +162,7 @@ class Rows:
             asked = ()
             if self.made is Normed:
                 words = jax.lax.bitcast_convert_type(self.warps.sum_in_warp(total), jnp.uint32)
-                refs["squares"][mine, row] = words
+                self.warps.keep(refs["squares"], mine * self.count + row, [words])
         self.warps.meet_all(refs, self.warpgroups)
 
     def factor(self, refs: dict[str, Any], row: jax.Array) -> jax.Array | None:
@@ -172,8 +172,9 @@ class Rows:
         total = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
         for warpgroup in range(self.warpgroups):
             for warp in range(WARPS):
-                index = row * jnp.uint32(LANES) + jnp.uint32(warp * WARP_LANES)
-                word = self.warps.gather(refs["squares"].at[warpgroup], index)
+                number = jnp.uint32(warpgroup * self.count) + row
+                index = number * jnp.uint32(LANES) + jnp.uint32(warp * WARP_LANES)
+                word = self.warps.gather(refs["squares"], index)
                 total += jax.lax.bitcast_convert_type(word, jnp.float32)
         return jax.lax.rsqrt(total * jnp.float32(1 / self.mean_of) + jnp.float32(self.eps))
 

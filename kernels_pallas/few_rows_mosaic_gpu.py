@@ -23,7 +23,7 @@ from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
 from kernels_pallas.prefetch import Stretch
 from kernels_pallas.stripe_walk import STRIPE_ROWS, StripePlace, StripeWalk, Words
 from kernels_pallas.unit_stream import UnitStream
-from kernels_pallas.warps import SUMS, WARPS, Warps
+from kernels_pallas.warps import SUMS, WARP_LANES, WARPS, Warps
 
 MAX_ROWS = 8
 # Warps on each multiprocessor, one a CTA's warpgroup, from which a second one does not pay.
@@ -151,19 +151,19 @@ def multiply(
         place = x_row * jnp.uint32(out_shape[1]) + row.astype(jnp.uint32) * STRIPE_ROWS + down
         # What comes to a sum is asked for before the last unit is decoded.
         factor = rows.factor(bound, x_row)
-        rest = [] if added is None else warps.load(bound["added"], place, [0])
+        rest = [] if added is None else warps.load(bound["added"], place, [0], early=True)
         _, sums = add(jnp.int32(turns - 1), fetched, sums, last=True)
-        for number, total in enumerate(sums):
-            partial[mine, number] = jax.lax.bitcast_convert_type(total, jnp.uint32)
+        words = [jax.lax.bitcast_convert_type(total, jnp.uint32) for total in sums]
+        warps.keep(partial, mine, words)
         warps.collect(bound, mine, warpgroups)
 
         @pl.when(mine == 0)
         def _() -> None:
-            held = (down // 8 * 2 + n % 2) * LANES + down % 8 * 4 + n // 2
+            held = (down % 8 * 4 + n // 2) * SUMS + down // 8 * 2 + n % 2
             total = zero
             for warpgroup in range(warpgroups):
                 for warp in range(WARPS):
-                    index = jnp.minimum(held + warp * 32, jnp.uint32(SUMS * LANES - 1))
+                    index = held + jnp.uint32(warp * WARP_LANES * SUMS)
                     word = warps.gather(partial.at[warpgroup], index)
                     total += jax.lax.bitcast_convert_type(word, jnp.float32)
             if factor is not None:
@@ -192,7 +192,7 @@ def multiply(
         }
         | rows.scratch()
         | warps.meeting(warpgroups)
-        | {"partial": plgpu.SMEM((warpgroups, SUMS, LANES), jnp.uint32)},
+        | {"partial": plgpu.SMEM((warpgroups, LANES, SUMS), jnp.uint32)},
         compiler_params=LANE_SEMANTICS,
         interpret=interpreter(interpret),
     )

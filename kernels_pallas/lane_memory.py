@@ -49,11 +49,14 @@ class Loads:
       index: uint32[128], a word's number in a flat ref.
       offsets: in words from `index`, of each load.
       vector: words of each load, 1 or 4; then index and offsets are multiples of it.
+      early: whether they are asked for where the program says so. Others may be asked for as late
+        as where a branch needs them, and are waited for there.
     """
 
     index: jax.Array
     offsets: tuple[int, ...]
     vector: int
+    early: bool = False
 
     @property
     def count(self) -> int:
@@ -74,6 +77,7 @@ class Loads:
                 f"ld.global.nc.{suffix} {names}, [${self.vector}+{4 * offset}];",
                 start,
                 result_types=[word_type()] * self.vector,
+                has_side_effects=self.early,
             )
         return found
 
@@ -125,15 +129,20 @@ class LaneMemory(Lanes):
     """Loads and stores of which each lane has its own place."""
 
     def load(
-        self, ref: Any, index: jax.Array, offsets: Sequence[int], vector: int = 1
+        self,
+        ref: Any,
+        index: jax.Array,
+        offsets: Sequence[int],
+        vector: int = 1,
+        early: bool = False,
     ) -> list[jax.Array]:
         """Each lane's words of a ref in device memory that nobody writes meanwhile.
 
         Args:
           ref: uint32, int32, or bf16 or uint16 (two a word), of any shape.
-          index, offsets, vector: see `Loads`.
+          index, offsets, vector, early: see `Loads`.
         """
-        return self.load_all(ref, (Loads(index, tuple(offsets), vector),))
+        return self.load_all(ref, (Loads(index, tuple(offsets), vector, early),))
 
     def load_all(self, ref: Any, loads: tuple[Loads, ...]) -> list[jax.Array]:
         """`load` of several kinds, one after another."""
@@ -228,7 +237,10 @@ class LaneMemory(Lanes):
         apply(ref, self.index(), index, where, *words)
 
     def store_shared(self, ref: Any, index: jax.Array, words: Sequence[jax.Array]) -> None:
-        """Stores lanes' neighbouring words from `index` on, uint32[128] each, in shared memory."""
+        """Stores lanes' neighbouring words from `index` on, uint32[128] each, in shared memory.
+
+        Not for the interpreter.
+        """
 
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (1 + len(words))))
         def apply(_: Any, ref: ir.Value, *arrays: Any) -> None:
@@ -244,6 +256,22 @@ class LaneMemory(Lanes):
                 )
 
         apply(ref, index, *words)
+
+    def keep(self, ref: Any, number: jax.Array | int, words: Sequence[jax.Array]) -> None:
+        """Stores lanes' words, uint32[128] each, in shared memory, a lane's next to one another.
+
+        Unlike an assignment to the ref it waits for nobody; who reads them must.
+
+        Args:
+          ref: uint32 ref of which an element along the first axis holds all lanes' words.
+          number: of that element.
+          words: of each lane.
+        """
+        if self.interpret:
+            ref[number] = jnp.stack(words, axis=-1).reshape(ref.shape[1:])
+            return
+        first = (jnp.asarray(number) * LANES).astype(jnp.uint32) + self.index()
+        self.store_shared(ref, first * jnp.uint32(len(words)), words)
 
     def prefetch(self, ref: Any, number: jax.Array, start: int, size: int, share: int) -> None:
         """Asks the L2 cache for share `number` of bytes of a ref in device memory.

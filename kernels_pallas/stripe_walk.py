@@ -74,14 +74,14 @@ class StripeWalk:
       walk: the row of units that the stripes belong to.
       warps: operations on lanes.
       stripe: which of its units' stripes, an int32 scalar.
-      first: of the matrix's tiles in the page table, an int32 scalar.
+      first: of the matrix's tiles in the page table, uint32[128], the same for all lanes.
       bias: row bases of the lane's two rows, as `window_layout.unpack` wants them.
     """
 
     walk: UnitWalk
     warps: Warps
     stripe: jax.Array
-    first: jax.Array
+    first: jax.Array | None
     bias: Words
 
     @classmethod
@@ -90,10 +90,11 @@ class StripeWalk:
     ) -> "StripeWalk":
         """The walk along the stripes number `row`; `prepare` completes it."""
         walk = UnitWalk.start(stream, refs, row // WARPS, jnp.int32(0))
-        first = jnp.int32(0)
+        first = None
         if stream.counted:
-            # Asked for here, it is there when a tile is noted: that waits for what it needs.
-            first = refs["first_tile"][0] + walk.of_part("first_tile")
+            nowhere = _u32(0) * warps.index()
+            (first,) = warps.load(refs["first_tile"], nowhere, [0], early=True)
+            first += walk.of_part("first_tile").astype(jnp.uint32)
         return cls(walk, warps, jax.lax.rem(row, WARPS), first, ())
 
     def prepare(self) -> "StripeWalk":
@@ -248,12 +249,12 @@ class StripeWalk:
     def record(self, place: StripePlace, used: jax.Array) -> None:
         """Notes whether stripes in use (bool[128]) were decoded, in the CTA of the first rows."""
         stream = self.walk.stream
-        if not stream.counted:
+        if self.first is None:
             return
         rows, columns = stream.tile
         down = jax.lax.rem(self.walk.row, rows // UNIT_ROWS)
         unit = (down * (columns // UNIT_COLUMNS)).astype(jnp.uint32) + place.across
-        tile = self.first.astype(jnp.uint32) + place.tile
+        tile = self.first + place.tile
         decoded = _flag(~(place.resident | place.verbatim))
         ref = self.walk.refs["decoded"]
         if not self.warps.interpret:

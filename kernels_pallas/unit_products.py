@@ -181,7 +181,8 @@ def add_up(
             total = zero
             for more in each:
                 total += more
-            sums[mine, warp] = jax.lax.bitcast_convert_type(total, jnp.uint32)
+            words = [jax.lax.bitcast_convert_type(total, jnp.uint32)]
+            warps.keep(sums, mine * WARPS + warp, words)
         warps.collect(bound, mine, warpgroups)
 
         @pl.when(mine == 0)
@@ -189,7 +190,7 @@ def add_up(
             total = zero
             for warpgroup in range(warpgroups):
                 for warp in range(WARPS):
-                    word = warps.gather(sums.at[warpgroup, warp], warps.index())
+                    word = warps.gather(sums.at[warpgroup * WARPS + warp], warps.index())
                     total += jax.lax.bitcast_convert_type(word, jnp.float32)
             if rows is not None:
                 factor = rows.factor(bound, jnp.uint32(0) * warps.index() + n.astype(jnp.uint32))
@@ -211,7 +212,7 @@ def add_up(
         thread_name="warpgroup",
         scratch_types=({} if rows is None else rows.scratch())
         | warps.meeting(warpgroups)
-        | {"sums": plgpu.SMEM((warpgroups, WARPS, LANES), jnp.uint32)},
+        | {"sums": plgpu.SMEM((warpgroups * WARPS, LANES), jnp.uint32)},
         compiler_params=LANE_SEMANTICS,
         interpret=interpreter(interpret),
     )
