@@ -21,7 +21,8 @@ from kernels_pallas.inputs import Input
 from kernels_pallas.lanes import LANE_LAYOUT, LANES
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
 from kernels_pallas.prefetch import Stretch
-from kernels_pallas.stripe_walk import STRIPE_ROWS, StripePlace, StripeWalk, Words
+from kernels_pallas.stripe_stage import STRIPE_ROWS, StripeStage
+from kernels_pallas.stripe_walk import StripePlace, StripeWalk, Words
 from kernels_pallas.unit_stream import UnitStream
 from kernels_pallas.warps import SUMS, WARP_LANES, WARPS, Warps
 
@@ -87,11 +88,13 @@ def multiply(
     out_shape = (count, stream.units_down * UNIT_ROWS)
     units, at_once = stream.units_across, WARPS * warpgroups
     turns = -(-units // at_once)
+    stage = StripeStage.of(warps, warpgroups, turns) if stream.width is None else None
 
     def body(*refs: Any, partial: Any, **scratch: Any) -> None:
         bound = dict(zip((*names, "out"), refs, strict=True)) | scratch
         row, mine = jax.lax.axis_index("row"), jax.lax.axis_index("warpgroup")
-        bound |= {name: bound[name].at[mine] for name in ("entries", "slots") if name in bound}
+        of_each = ("entries", "slots", "stripes")
+        bound |= {name: bound[name].at[mine] for name in of_each if name in bound}
         walk = StripeWalk.start(stream, warps, bound, row)
 
         def unit_of(turn: Any) -> jax.Array:
@@ -105,20 +108,37 @@ def multiply(
         def fetch(turn: Any) -> Words:
             return walk.fetch(place_of(unit_of(turn)))
 
+        def stage_one(stage: StripeStage, turn: Any) -> None:
+            walk.stage(place_of(unit_of(turn)), stage, stage.slot(turn))
+
+        def take(turn: Any, place: StripePlace, fetched: Words, last: bool) -> tuple[Words, Words]:
+            """The turn's 32 registers, and what is fetched for the turn after."""
+            following: Words = ()
+            if stage is not None:
+                stage.wait()
+                staged = stage.registers(bound["stripes"].at[stage.slot(turn)])
+                later = turn + stage.slots
+                if not last:
+                    pl.when(later < turns)(functools.partial(stage_one, stage, later))
+                    # Turns are counted, also those for which there is nothing to ask.
+                    stage.asked()
+                return tuple(staged), following
+            if not last and not stream.buffered:
+                following = fetch(turn + 1)
+            registers = walk.registers(place, fetched)
+            if not last and stream.buffered:
+                # Held while others are decoded, these would take the registers of a fourth warp.
+                following = fetch(turn + 1)
+            return registers, following
+
         def add(turn: Any, fetched: Words, sums: Words, last: bool) -> tuple[Words, Words]:
             """What is fetched for the turn after, and the sums with this one's."""
             unit = unit_of(turn)
             place, inside = place_of(unit), unit < jnp.uint32(units)
-            following: Words = ()
-            if not last and not stream.buffered:
-                following = fetch(turn + 1)
             # What is in shared memory need not be held while weights are decoded.
             x_words = None if rows.held else rows.factors(bound, place.unit)
-            registers = walk.registers(place, fetched)
+            registers, following = take(turn, place, fetched, last)
             walk.record(place, inside)
-            if not last and stream.buffered:
-                # Held while others are decoded, these would take the registers of a fourth warp.
-                following = fetch(turn + 1)
             x_words = x_words or rows.factors(bound, place.unit)
             # A unit's product begins with 0, as where units are multiplied apart.
             products = warps.multiply_in_warp((zero,) * SUMS, registers, x_words)
@@ -132,7 +152,13 @@ def multiply(
 
         zero = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
         asked = rows.ask(bound, mine)
-        fetched = fetch(jnp.int32(0))
+        fetched: Words = ()
+        if stage is None:
+            fetched = fetch(jnp.int32(0))
+        else:
+            for turn in range(stage.slots):
+                stage_one(stage, jnp.int32(turn))
+                stage.asked()
         # What is asked for behind the barrier in `Rows.prepare` would be waited for once more.
         walk = walk.prepare()
         rows.prepare(bound, mine, asked)
@@ -191,6 +217,7 @@ def multiply(
             if name in stream.scratch(staged=False)
         }
         | rows.scratch()
+        | ({} if stage is None else stage.scratch(warpgroups))
         | warps.meeting(warpgroups)
         | {"partial": plgpu.SMEM((warpgroups, LANES, SUMS), jnp.uint32)},
         compiler_params=LANE_SEMANTICS,

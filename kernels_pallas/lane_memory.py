@@ -27,14 +27,14 @@ from kernels_pallas.emit import (
 from kernels_pallas.lanes import WORDS_TYPE, Lanes
 
 
-def _address(ref: ir.Value, index: ir.Value) -> ir.Value:
+def word_address(ref: ir.Value, index: ir.Value) -> ir.Value:
     """Of 32-bit word `index` of a ref in device memory."""
     long = ir.IntegerType.get_signless(64)
     offset = arith.shli(arith.extui(long, index), arith.constant(long, 2))
     return arith.addi(address(ref), offset)
 
 
-def _as_words(values: jax.Array) -> jax.Array:
+def as_words(values: jax.Array) -> jax.Array:
     """Flat uint32 of uint32, int32 or pairs of bf16 or uint16."""
     if values.dtype.itemsize == 2:
         values = values.reshape(-1, 2)
@@ -112,7 +112,7 @@ class Choice:
 
     def read(self, count: int) -> list[jax.Array]:
         """The words, and zeros to make so many, for the interpreter."""
-        flat = _as_words(self.ref[...])
+        flat = as_words(self.ref[...])
         found = [word for each in self.loads for word in each.read(flat)]
         return found + [jnp.zeros_like(found[0])] * (count - len(found))
 
@@ -120,7 +120,7 @@ class Choice:
         """Emits the loads, and zeros to make so many."""
         found: list[ir.Value] = []
         for each, index in zip(self.loads, indices, strict=True):
-            found += each.emit(_address(ref, index))
+            found += each.emit(word_address(ref, index))
         return found + [arith.constant(word_type(), 0)] * (count - len(found))
 
 
@@ -221,7 +221,7 @@ class LaneMemory(Lanes):
             zero = arith.constant(word_type(), 0)
             branch = scf.IfOp(arith.cmpi(arith.CmpIPredicate.ne, mask, zero))
             with ir.InsertionPoint(branch.then_block):
-                start = _address(ref, index)
+                start = word_address(ref, index)
                 if transposed:
                     values = emit_transpose(number, values)
                 width = len(values) // len(offsets)

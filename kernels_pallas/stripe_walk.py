@@ -20,11 +20,11 @@ from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS
 from kernels_pallas.emit import LANE_LAYOUT, LANES
 from kernels_pallas.lane_memory import Choice, Loads, unit_words
 from kernels_pallas.row_major import ORDER, UNORDERED, VECTOR, place_in_rows
+from kernels_pallas.stripe_stage import STRIPE_ROWS, Place, StripeStage
 from kernels_pallas.unit_stream import UnitStream
 from kernels_pallas.unit_walk import UnitWalk
 from kernels_pallas.warps import WARP_LANES, WARPS, Warps
 
-STRIPE_ROWS = UNIT_ROWS // WARPS
 Words = tuple[jax.Array, ...]
 
 
@@ -124,37 +124,36 @@ class StripeWalk:
         return StripePlace(unit, tile, unit - nth * _u32(columns), entry, slot)
 
     def fetch(self, place: StripePlace) -> Words:
-        """Asks for stripes: words and then escape record, or weights as they are."""
-        stream = self.walk.stream
-        if stream.width is None:
-            return self.walk.choose(lambda source: self._dense(source, place))
-        if not stream.buffered:
+        """Asks for compressed stripes: words and then escape record, or weights as they are."""
+        if not self.walk.stream.buffered:
             return self.walk.choose(lambda source: self._words(source, place))
         return self.walk.choose(lambda source: self._words_or_weights(source, place))
 
-    def _dense(self, source: int, place: StripePlace) -> list[jax.Array]:
-        """Weights of a dense matrix, or of the page that holds their tile."""
+    def stage(self, place: StripePlace, stage: StripeStage, slot: jax.Array) -> None:
+        """Asks for stripes of dense matrices, or of the pages that hold them, to come to a slot."""
         stream, refs = self.walk.stream, self.walk.refs
-        row = _u32(0) * place.unit + (self.walk.row * UNIT_ROWS).astype(jnp.uint32)
-        index, offsets = place_in_rows(
-            self._lane, row, place.unit, stream.units_across * UNIT_COLUMNS
-        )
-        if not stream.paged:
-            return self.warps.load(refs[f"dense.{source}"], index, offsets, VECTOR)
-        page, in_page = self._in_tile(place.entry, place)
-        choices = [
-            Choice(refs["pages"], (Loads(page, tuple(in_page), VECTOR),)),
-            Choice(refs[f"dense.{source}"], (Loads(index, tuple(offsets), VECTOR),)),
-        ]
-        return self.warps.load_one_of(choices, [_flag(place.resident)], REGISTERS)
+        row = (self.walk.row * UNIT_ROWS).astype(jnp.uint32) + _u32(0) * place.unit
+
+        def ask(source: int) -> None:
+            places = [Place(refs[f"dense.{source}"], row, place.unit)]
+            if stream.paged:
+                in_page = self._row_in_tile(place.entry)
+                places.insert(0, Place(refs["pages"], in_page, place.across))
+            chosen = [_flag(place.resident)] * stream.paged
+            stage.ask(refs["stripes"].at[slot], self.stripe, places, chosen)
+
+        self.walk.per_source(ask)
+
+    def _row_in_tile(self, number: jax.Array) -> jax.Array:
+        """uint32[128]: the unit's first row in the page or verbatim tile of that number."""
+        rows = self.walk.stream.tile[0]
+        down = jax.lax.rem(self.walk.row, rows // UNIT_ROWS) * UNIT_ROWS
+        return number * _u32(rows) + down.astype(jnp.uint32)
 
     def _in_tile(self, number: jax.Array, place: StripePlace) -> tuple[jax.Array, list[int]]:
         """`place_in_rows` of the page or verbatim tile of that number, uint32[128]."""
-        rows, columns = self.walk.stream.tile
-        down = jax.lax.rem(self.walk.row, rows // UNIT_ROWS) * UNIT_ROWS
-        return place_in_rows(
-            self._lane, number * _u32(rows) + down.astype(jnp.uint32), place.across, columns
-        )
+        row, columns = self._row_in_tile(number), self.walk.stream.tile[1]
+        return place_in_rows(self._lane, row, place.across, columns)
 
     def _number(self, place: StripePlace) -> jax.Array:
         """uint32[128]: the compressed unit's number among all of its array."""
@@ -202,10 +201,8 @@ class StripeWalk:
     def registers(self, place: StripePlace, fetched: Words) -> Words:
         """The 32 registers of stripes, decoded from what was fetched; fills their pages if told."""
         stream = self.walk.stream
-        if stream.width is None:
-            transposed = self.warps.transpose(fetched)
-            return tuple(transposed[each] for each in ORDER)
         assert stream.record is not None
+        assert stream.width is not None
         count = REGISTERS if stream.buffered else self._word_count
         compressed = ~(place.resident | place.verbatim)
         registers = tuple(

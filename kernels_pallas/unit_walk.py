@@ -112,7 +112,7 @@ class UnitWalk:
     def _sources(self) -> int:
         return 1 + max(part.source for part in self.stream.parts)
 
-    def _per_source(self, run: Callable[[int], None]) -> None:
+    def per_source(self, run: Callable[[int], None]) -> None:
         """Runs `run` for the arrays of the CTA's matrix."""
         if self._sources == 1:
             run(0)
@@ -227,12 +227,12 @@ class UnitWalk:
                 plgpu.copy_gmem_to_smem(array, unit_buffer, barrier)
 
             if not stream.paged:
-                self._per_source(copy_dense)
+                self.per_source(copy_dense)
                 return
 
             @pl.when(where["entry"] < 0)
             def _copy_dense() -> None:
-                self._per_source(copy_dense)
+                self.per_source(copy_dense)
 
             @pl.when(where["entry"] >= 0)
             def _copy_page_over() -> None:
@@ -261,7 +261,7 @@ class UnitWalk:
 
         @self._when_decoding(where)
         def _copy_words() -> None:
-            self._per_source(copy_words)
+            self.per_source(copy_words)
 
         if stream.paged:
 
@@ -273,7 +273,7 @@ class UnitWalk:
 
             @pl.when((where["entry"] < 0) & (where["slot"] < 0))
             def _copy_verbatim() -> None:
-                self._per_source(copy_verbatim)
+                self.per_source(copy_verbatim)
 
     def decoded(self, stage: jax.Array) -> jax.Array:
         """bf16[64, 128] in registers, decoded from the words of a stage."""
