@@ -71,10 +71,12 @@ class Loads:
     def emit(self, start: ir.Value) -> list[ir.Value]:
         """Emits the loads, given where word `index` is."""
         suffix, names = ("b32", "$0") if self.vector == 1 else ("v4.b32", "{$0, $1, $2, $3}")
+        # What is read-only for the whole kernel may be loaded later, whatever the program says.
+        kind = "global" if self.early else "global.nc"
         found: list[ir.Value] = []
         for offset in self.offsets:
             found += mgpu_utils.inline_ptx(
-                f"ld.global.nc.{suffix} {names}, [${self.vector}+{4 * offset}];",
+                f"ld.{kind}.{suffix} {names}, [${self.vector}+{4 * offset}];",
                 start,
                 result_types=[word_type()] * self.vector,
                 has_side_effects=self.early,
