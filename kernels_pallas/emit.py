@@ -37,6 +37,11 @@ def word_type() -> ir.Type:
     return ir.IntegerType.get_signless(32)
 
 
+def constant(value: int) -> ir.Value:
+    """A word that is the same for all."""
+    return arith.constant(word_type(), value)
+
+
 def address(ref: ir.Value, shared: bool = False) -> ir.Value:
     """Where a ref begins: i32 in shared memory, i64 in device memory."""
     kind = ir.IntegerType.get_signless(32 if shared else 64)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax._src.lib.mlir import ir
-from jax._src.lib.mlir.dialects import arith, memref, scf, vector
+from jax._src.lib.mlir.dialects import arith, memref, vector
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import utils as mgpu_utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -31,7 +31,6 @@ from kernels_pallas.emit import (
     index_of,
     ptx,
     scalar,
-    shifted,
     word_type,
 )
 
@@ -67,54 +66,6 @@ def _per_lane(emit: Callable[..., ir.Value], *operands: jax.Array) -> jax.Array:
 def _flat(ref: ir.Value) -> ir.Value:
     size = int(np.prod(ref.type.shape))
     return ref if len(ref.type.shape) == 1 else mgpu_utils.memref_reshape(ref, (size,))
-
-
-# Of the buffer for received sums, what a barrier takes and the alignment of the rest.
-_BARRIER_WORDS = 32
-
-
-def _used_registers(columns: int) -> int:
-    """Registers (of two float32) of a lane that hold sums of so many columns."""
-    return 2 * -(-columns // 8)
-
-
-def _owned_registers(columns: int, splits: int) -> int:
-    """Of those registers, the most that one of a cluster's CTAs adds up."""
-    return -(-_used_registers(columns) // splits)
-
-
-def _effect(template: str, *operands: ir.Value) -> None:
-    mgpu_utils.inline_ptx(template, *operands, has_side_effects=True, convergent=True)
-
-
-def _pair(register: ir.Value) -> list[ir.Value]:
-    return [
-        vector.extract(
-            register, dynamic_position=[], static_position=ir.DenseI64ArrayAttr.get([offset])
-        )
-        for offset in range(2)
-    ]
-
-
-def _store_pair(
-    out: ir.Value, lane: ir.Value, position: ir.Value, pair: Sequence[ir.Value], columns: ir.Value
-) -> None:
-    """Stores a lane's register number `position` of wgmma's sums to its place in [columns, 64]."""
-    word = ir.IntegerType.get_signless(32)
-    warp_row = arith.shli(field(lane, 5, 3), arith.constant(word, 4))
-    half_row = arith.shli(field(position, 0, 1), arith.constant(word, 3))
-    row = arith.addi(arith.addi(warp_row, field(lane, 2, 7)), half_row)
-    first = arith.addi(
-        arith.shli(shifted(position, 1), arith.constant(word, 3)),
-        arith.shli(field(lane, 0, 3), arith.constant(word, 1)),
-    )
-    for offset, value in enumerate(pair):
-        column = arith.addi(first, arith.constant(word, offset))
-        inside = arith.cmpi(arith.CmpIPredicate.ult, column, columns)
-        branch = scf.IfOp(inside)
-        with ir.InsertionPoint(branch.then_block):
-            memref.store(value, out, [index_of(column), index_of(row)])
-            scf.yield_([])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,135 +224,6 @@ class Lanes:
             return [from_scalar(value) for value in patched]
 
         return list(apply(record, self.index(), *registers))
-
-    def store_sum(
-        self,
-        out: Any,
-        received: Any,
-        sums: jax.Array,
-        columns: int,
-        splits: int,
-        inside: jax.Array | None = None,
-    ) -> None:
-        """Writes the first columns of the cluster's sum, transposed, to a [columns, 64] ref.
-
-        The registers of float32[64, n] sums are dealt to the cluster's CTAs; each adds what it
-        receives in the order of the CTAs, so the sum has the same bits every time. A CTA that
-        has sent its own and has nothing to add is done: that it need not wait for the others is
-        what asynchronous stores and a barrier of the receiver's are for.
-
-        The interpreter writes the CTA's own sums, and leaves adding them to others.
-
-        Args:
-          out: float32[columns, 64] ref in device memory, the same for all of the cluster.
-          received: flat float32 ref in shared memory, `received_size` long, after `prepare_sum`.
-          sums: float32[64, n], n a multiple of 8.
-          columns: at most n.
-          splits: CTAs of the cluster.
-          inside: int32 scalar, beyond how many columns nothing is stored, if there are fewer.
-        """
-        if self.interpret:
-            out[...] = sums[:, :columns].T
-            return
-        inside = jnp.int32(columns) if inside is None else jnp.minimum(inside, columns)
-        layout = plgpu.Layout.WGMMA
-        used, depth = _used_registers(columns), _owned_registers(columns, splits)
-
-        @plgpu.inline_mgpu(
-            arg_types=(plgpu.RefType(), plgpu.RefType(), layout, LANE_LAYOUT, LANE_LAYOUT)
-        )
-        def store(
-            _: Any, out: ir.Value, received: ir.Value, sums: Any, lane: Any, inside: Any
-        ) -> None:
-            word, float_ = ir.IntegerType.get_signless(32), ir.F32Type.get()
-            number, end = scalar(lane.registers.item()), scalar(inside.registers.item())
-            pairs = [_pair(register) for register in list(sums.registers.flat)[:used]]
-            if splits == 1:
-                for position, pair in enumerate(pairs):
-                    _store_pair(out, number, arith.constant(word, position), pair, end)
-                return
-            rank = ptx("mov.u32 $0, %cluster_ctarank;")()
-            barrier = address(received, shared=True)
-            start = arith.addi(barrier, arith.constant(word, 4 * _BARRIER_WORDS))
-            here = arith.addi(start, arith.shli(number, arith.constant(word, 3)))
-            slot = 8 * LANES
-            there = arith.addi(here, arith.muli(rank, arith.constant(word, depth * slot)))
-            # All barriers of the cluster are initialised, see `prepare_sum`.
-            _effect("barrier.cluster.wait.acquire.aligned;")
-            for position, pair in enumerate(pairs):
-                target = arith.addi(there, arith.constant(word, position // splits * slot))
-                _effect(
-                    "{ .reg .b32 a, b; "
-                    f"mapa.shared::cluster.u32 a, $0, {position % splits}; "
-                    f"mapa.shared::cluster.u32 b, $1, {position % splits}; "
-                    "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 "
-                    "[a], {$2, $3}, [b]; }",
-                    target,
-                    barrier,
-                    *pair,
-                )
-            receives = arith.cmpi(arith.CmpIPredicate.ult, rank, arith.constant(word, used))
-            branch = scf.IfOp(receives)
-            with ir.InsertionPoint(branch.then_block):
-                _effect(
-                    "{ .reg .pred p; wait: "
-                    "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 "
-                    "p, [$0], 0; @!p bra wait; }",
-                    barrier,
-                )
-                for turn in range(depth):
-                    total = [arith.constant(float_, 0.0)] * 2
-                    for source in range(splits):
-                        offset = arith.constant(word, (source * depth + turn) * slot)
-                        pair = mgpu_utils.inline_ptx(
-                            "ld.shared.v2.f32 {$0, $1}, [$2];",
-                            arith.addi(here, offset),
-                            result_types=[float_, float_],
-                            has_side_effects=True,
-                        )
-                        total = [arith.addf(old, new) for old, new in zip(total, pair, strict=True)]
-                    position = arith.addi(rank, arith.constant(word, turn * splits))
-                    _store_pair(out, number, position, total, end)
-                scf.yield_([])
-
-        store(out, received, sums, self.index(), self.in_each(inside))
-
-    def prepare_sum(self, received: Any, columns: int, splits: int) -> None:
-        """Makes `received` ready for `store_sum`; to be called by all CTAs at their start."""
-        if self.interpret or splits == 1:
-            return
-        used = _used_registers(columns)
-
-        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), LANE_LAYOUT))
-        def initialise(_: Any, received: ir.Value, lane: Any) -> None:
-            word = ir.IntegerType.get_signless(32)
-            zero = arith.constant(word, 0)
-            first = arith.cmpi(arith.CmpIPredicate.eq, scalar(lane.registers.item()), zero)
-            branch = scf.IfOp(first)
-            with ir.InsertionPoint(branch.then_block):
-                # Where registers cannot be dealt evenly, the last CTAs have one less.
-                rank = ptx("mov.u32 $0, %cluster_ctarank;")()
-                dealt = arith.subi(arith.constant(word, used + splits - 1), rank)
-                owned = arith.divui(dealt, arith.constant(word, splits))
-                _effect(
-                    "mbarrier.init.shared::cta.b64 [$0], 1; "
-                    "fence.mbarrier_init.release.cluster; "
-                    "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;",
-                    address(received, shared=True),
-                    arith.muli(owned, arith.constant(word, splits * 8 * LANES)),
-                )
-                scf.yield_([])
-            _effect("bar.warp.sync 0xffffffff; barrier.cluster.arrive.relaxed.aligned;")
-
-        initialise(received, self.index())
-
-    @staticmethod
-    def received_size(columns: int, splits: int) -> int:
-        """Length of the float32 buffer that `store_sum` needs in each CTA."""
-        if splits == 1:
-            return 1
-        received = splits * _owned_registers(columns, splits)
-        return _BARRIER_WORDS + 2 * LANES * received
 
     def multiply(self, sums: Any, weights: jax.Array, x: Any, staging: Any) -> None:
         """Starts sums += weights @ x with bf16[64, 128] weights in registers.

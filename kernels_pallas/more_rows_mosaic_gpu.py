@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from codecjax.tiles import UNIT_COLUMNS, UNIT_ROWS, Residency
+from kernels_pallas.cluster_sum import ClusterSum
 from kernels_pallas.lanes import SWIZZLE_TRANSFORMS
 from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
 from kernels_pallas.unit_stream import UnitStream
@@ -57,7 +58,8 @@ def _cut(count: int) -> tuple[int, int]:
 def _buffers(stream: UnitStream, config: MoreRowsConfig, count: int) -> dict[str, Any]:
     """Shared memory but for barriers, for `count` rows of x."""
     _, rows = _cut(count)
-    received = (config.down, stream.lanes.received_size(min(count, rows), config.splits))
+    cluster_sum = ClusterSum(stream.lanes, min(count, rows), config.splits)
+    received = (config.down, cluster_sum.received_size)
     x_shape = (stream.stages, rows, UNIT_COLUMNS)
     buffers = stream.scratch(staged=False, walks=(config.down,)) | {
         "received": plgpu.SMEM(received, jnp.float32),
@@ -109,6 +111,7 @@ def multiply(
     together = down == 1 and not ahead
     # What the last part has too many is not stored, but by the interpreter.
     columns = min(count, rows)
+    cluster_sum = ClusterSum(stream.lanes, columns, splits)
     least, longer = divmod(stream.units_across, splits)
     operands = stream.operands(sources, residency, first_tile)
     names = tuple(operands)
@@ -149,7 +152,7 @@ def multiply(
         for stage in range(stream.stages):
             walk.fetch(jnp.int32(stage), stage, barrier(stage))
         received = bound["received"]
-        stream.lanes.prepare_sum(received, columns, splits)
+        cluster_sum.prepare(received)
         walk = walk.prepare()
 
         def fetch(step: Any) -> None:
@@ -229,7 +232,7 @@ def multiply(
         place = (pl.ds(first_row, columns), pl.ds(row * UNIT_ROWS, UNIT_ROWS))
         here = bound["out"].at[(split, *place) if interpret else place]
         inside = count - first_row if count % columns else None
-        stream.lanes.store_sum(here, received, sums, columns, splits, inside)
+        cluster_sum.store(here, received, sums, inside)
 
     scratch = _buffers(stream, config, count) | {
         "x_arrived": plgpu.Barrier(num_barriers=stream.stages),

@@ -27,6 +27,7 @@ from kernels_pallas.emit import (
     LANE_LAYOUT,
     LANES,
     address,
+    constant,
     field,
     from_scalar,
     scalar,
@@ -142,7 +143,7 @@ class StripeStage:
             mgpu_utils.warp_barrier()
             sources, targets = values[: len(places)], values[len(places) : len(places) + 4]
             flags, slot = values[len(places) + 4 :], address(stripes, shared=True)
-            starts = [arith.addi(slot, arith.shli(each, _word(2))) for each in targets]
+            starts = [arith.addi(slot, arith.shli(each, constant(2))) for each in targets]
 
             def copy(number: int) -> None:
                 source = word_address(refs[number], sources[number])
@@ -158,7 +159,7 @@ class StripeStage:
                 if number == len(places) - 1:
                     copy(number)
                     return
-                here = arith.cmpi(arith.CmpIPredicate.ne, flags[number], _word(0))
+                here = arith.cmpi(arith.CmpIPredicate.ne, flags[number], constant(0))
                 branch = scf.IfOp(here, has_else=True)
                 with ir.InsertionPoint(branch.then_block):
                     copy(number)
@@ -208,10 +209,6 @@ class StripeStage:
         return list(apply(stripes, self.warps.index()))
 
 
-def _word(value: int) -> ir.Value:
-    return arith.constant(word_type(), value)
-
-
 def _copy(target: ir.Value, target_bytes: int, source: ir.Value, source_bytes: int) -> None:
     mgpu_utils.inline_ptx(
         f"cp.async.cg.shared.global [$0+{target_bytes}], [$1+{source_bytes}], {4 * _VECTOR};",
@@ -235,13 +232,13 @@ def _matrices(start: ir.Value, number: ir.Value) -> list[ir.Value]:
     Of the four matrices of 8 rows of 16 bytes that an instruction loads, each of eight lanes names
     a row: the first two are below one another, the others right of those.
     """
-    row = arith.addi(field(number, 0, 7), arith.shli(field(number, 3, 1), _word(3)))
-    row = arith.addi(row, arith.shli(shifted(number, 5), _word(STRIPE_ROWS.bit_length() - 1)))
-    mine = arith.addi(start, arith.muli(row, _word(4 * _ROW_WORDS)))
+    row = arith.addi(field(number, 0, 7), arith.shli(field(number, 3, 1), constant(3)))
+    row = arith.addi(row, arith.shli(shifted(number, 5), constant(STRIPE_ROWS.bit_length() - 1)))
+    mine = arith.addi(start, arith.muli(row, constant(4 * _ROW_WORDS)))
     chunk = arith.xori(field(number, 0, 7), field(number, 4, 1))
     found: list[ir.Value] = []
     for part in range(REGISTERS // 4):
-        place = arith.shli(arith.xori(chunk, _word(2 * part)), _word(4))
+        place = arith.shli(arith.xori(chunk, constant(2 * part)), constant(4))
         found += mgpu_utils.inline_ptx(
             "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0, $1, $2, $3}, [$4];",
             arith.addi(mine, place),
