@@ -24,7 +24,7 @@ _NOTHING = {
 }
 
 
-@pytest.mark.gpu
+@pytest.mark.sanitizer
 @pytest.mark.skipif(not os.path.exists(_TOOL), reason="compute-sanitizer is not installed")
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("tool", _NOTHING)
