@@ -19,6 +19,7 @@ from kernels_pallas.emit import (
     LANE_LAYOUT,
     LANES,
     address,
+    constant,
     emit_transpose,
     from_scalar,
     scalar,
@@ -123,7 +124,7 @@ class Choice:
         found: list[ir.Value] = []
         for each, index in zip(self.loads, indices, strict=True):
             found += each.emit(word_address(ref, index))
-        return found + [arith.constant(word_type(), 0)] * (count - len(found))
+        return found + [constant(0)] * (count - len(found))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +185,7 @@ class LaneMemory(Lanes):
                 choice = choices[number]
                 if number == len(choices) - 1:
                     return choice.emit(refs[number], starts[number], count)
-                zero = arith.constant(word_type(), 0)
+                zero = constant(0)
                 here = arith.cmpi(arith.CmpIPredicate.ne, flags[number], zero)
                 branch = scf.IfOp(here, [word_type()] * count, has_else=True)
                 with ir.InsertionPoint(branch.then_block):
@@ -220,7 +221,7 @@ class LaneMemory(Lanes):
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (3 + len(words))))
         def apply(_: Any, ref: ir.Value, *arrays: Any) -> None:
             number, index, mask, *values = (scalar(array.registers.item()) for array in arrays)
-            zero = arith.constant(word_type(), 0)
+            zero = constant(0)
             branch = scf.IfOp(arith.cmpi(arith.CmpIPredicate.ne, mask, zero))
             with ir.InsertionPoint(branch.then_block):
                 start = word_address(ref, index)
@@ -247,7 +248,7 @@ class LaneMemory(Lanes):
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (1 + len(words))))
         def apply(_: Any, ref: ir.Value, *arrays: Any) -> None:
             index, *values = (scalar(array.registers.item()) for array in arrays)
-            offset = arith.shli(index, arith.constant(word_type(), 2))
+            offset = arith.shli(index, constant(2))
             start = arith.addi(address(ref, shared=True), offset)
             for number, value in enumerate(values):
                 mgpu_utils.inline_ptx(
@@ -259,20 +260,20 @@ class LaneMemory(Lanes):
 
         apply(ref, index, *words)
 
-    def keep(self, ref: Any, number: jax.Array | int, words: Sequence[jax.Array]) -> None:
+    def keep(self, ref: Any, number: jax.Array, words: Sequence[jax.Array]) -> None:
         """Stores lanes' words, uint32[128] each, in shared memory, a lane's next to one another.
 
         Unlike an assignment to the ref it waits for nobody; who reads them must.
 
         Args:
           ref: uint32 ref of which an element along the first axis holds all lanes' words.
-          number: of that element.
+          number: of that element, int32 scalar.
           words: of each lane.
         """
         if self.interpret:
             ref[number] = jnp.stack(words, axis=-1).reshape(ref.shape[1:])
             return
-        first = (jnp.asarray(number) * LANES).astype(jnp.uint32) + self.index()
+        first = (number * LANES).astype(jnp.uint32) + self.index()
         self.store_shared(ref, first * jnp.uint32(len(words)), words)
 
     def prefetch(self, ref: Any, number: jax.Array, start: int, size: int, share: int) -> None:

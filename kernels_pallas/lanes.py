@@ -25,6 +25,7 @@ from kernels_pallas.emit import (
     MERGE,
     SWAP,
     address,
+    constant,
     emit_patch,
     field,
     from_scalar,
@@ -56,6 +57,16 @@ def in_lanes(
         return [from_scalar(value) for value in found]
 
     return list(apply(*operands))
+
+
+def in_all_lanes(instructions: str) -> None:
+    """Runs PTX that has no operands; not for the interpreter."""
+
+    @plgpu.inline_mgpu()
+    def apply(_: Any) -> None:
+        mgpu_utils.inline_ptx(instructions, has_side_effects=True, convergent=True)
+
+    apply()
 
 
 def _per_lane(emit: Callable[..., ir.Value], *operands: jax.Array) -> jax.Array:
@@ -118,7 +129,7 @@ class Lanes:
                 size, suffix, names = 1, "b32", "$0"
                 if word < whole:
                     size, suffix, names = window_layout.VECTOR, "v4.b32", "{$0, $1, $2, $3}"
-                mine = arith.muli(number, arith.constant(word_type(), 4 * size))
+                mine = arith.muli(number, constant(4 * size))
                 found += mgpu_utils.inline_ptx(
                     f"ld.shared.{suffix} {names}, [${size}+{4 * LANES * word}];",
                     arith.addi(start, mine),
@@ -209,7 +220,7 @@ class Lanes:
             start = address(record, shared=True)
 
             def entry_at(position: ir.Value) -> ir.Value:
-                offset = arith.shli(position, arith.constant(word_type(), 1))
+                offset = arith.shli(position, constant(1))
                 return mgpu_utils.inline_ptx(
                     "{ .reg .b16 entry; "
                     f"ld.shared.b16 entry, [$1+{4 * window_records.RECORD_HEADER}]; "

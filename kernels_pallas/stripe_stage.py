@@ -10,7 +10,6 @@ and by way of shared memory they came later.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,7 +34,8 @@ from kernels_pallas.emit import (
     word_type,
 )
 from kernels_pallas.lane_memory import as_words, word_address
-from kernels_pallas.lanes import WORDS_TYPE
+from kernels_pallas.lanes import WORDS_TYPE, in_all_lanes
+from kernels_pallas.row_major import VECTOR
 from kernels_pallas.warps import WARPS, Warps
 
 STRIPE_ROWS = UNIT_ROWS // WARPS
@@ -44,9 +44,8 @@ _MOST_SLOTS = 2
 # Of all rings of a CTA.
 _MOST_BYTES = 2**17
 _ROW_WORDS = UNIT_COLUMNS // 2
-# Words that are copied at a time, and how many of those a row has.
-_VECTOR = 4
-_CHUNKS = _ROW_WORDS // _VECTOR
+# What is copied at a time is VECTOR words: how many of those a row has.
+_CHUNKS = _ROW_WORDS // VECTOR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,42 +95,36 @@ class StripeStage:
         return jax.lax.rem(turn, jnp.int32(self.slots))
 
     def ask(
-        self,
-        stripes: Any,
-        stripe: jax.Array,
-        places: Sequence[Place],
-        chosen: Sequence[jax.Array],
+        self, stripes: Any, stripe: jax.Array, dense: Place, page: Place | None, resident: jax.Array
     ) -> None:
-        """Asks for a stripe at one of several places, each warp's own choice.
+        """Asks for a stripe of a dense matrix, or of the page that holds its tile.
 
         Args:
           stripes: the slot.
           stripe: int32 scalar, which of its unit's stripes each warp has.
-          places: where it may be.
-          chosen: uint32[128] for all but the last, not 0 where the warp's choice is this or an
-            earlier one.
+          dense, page: where it may be; None if there are no pages.
+          resident: uint32[128], not 0 where the warp's is in the page.
         """
         warps, first = self.warps, stripe.astype(jnp.uint32) * jnp.uint32(STRIPE_ROWS)
+        places = [dense] if page is None else [page, dense]
         if warps.interpret:
-            *earlier, found = [self._registers(place, first) for place in places]
-            for words, here in zip(reversed(earlier), reversed(chosen), strict=True):
-                found = jnp.where(here != 0, words, found)
-            stripes[...] = found
+            found = [self._registers(place, first) for place in places]
+            stripes[...] = jnp.where(resident != 0, found[0], found[-1])
             return
         lane = warps.lane()
         upper, chunk = lane // _CHUNKS, lane % _CHUNKS
         sources = [
             (place.row + first + upper) * jnp.uint32(place.row_words)
             + place.unit * jnp.uint32(_ROW_WORDS)
-            + chunk * jnp.uint32(_VECTOR)
+            + chunk * jnp.uint32(VECTOR)
             for place in places
         ]
         row = warps.warp() * jnp.uint32(STRIPE_ROWS) + upper
         targets = [
-            row * jnp.uint32(_ROW_WORDS) + (chunk ^ upper ^ jnp.uint32(down)) * jnp.uint32(_VECTOR)
+            row * jnp.uint32(_ROW_WORDS) + (chunk ^ upper ^ jnp.uint32(down)) * jnp.uint32(VECTOR)
             for down in range(0, 8, 2)
         ]
-        lanes = [*sources, *targets, *chosen]
+        lanes = [*sources, *targets, *([] if page is None else [resident])]
 
         @plgpu.inline_mgpu(
             arg_types=(*(plgpu.RefType(),) * (1 + len(places)), *(LANE_LAYOUT,) * len(lanes))
@@ -142,7 +135,7 @@ class StripeStage:
             # Lanes that still read what was there come first.
             mgpu_utils.warp_barrier()
             sources, targets = values[: len(places)], values[len(places) : len(places) + 4]
-            flags, slot = values[len(places) + 4 :], address(stripes, shared=True)
+            slot = address(stripes, shared=True)
             starts = [arith.addi(slot, arith.shli(each, constant(2))) for each in targets]
 
             def copy(number: int) -> None:
@@ -155,20 +148,15 @@ class StripeStage:
                         4 * places[number].row_words * down,
                     )
 
-            def emit(number: int) -> None:
-                if number == len(places) - 1:
-                    copy(number)
-                    return
-                here = arith.cmpi(arith.CmpIPredicate.ne, flags[number], constant(0))
-                branch = scf.IfOp(here, has_else=True)
-                with ir.InsertionPoint(branch.then_block):
+            if page is None:
+                copy(0)
+                return
+            here = arith.cmpi(arith.CmpIPredicate.ne, values[-1], constant(0))
+            branch = scf.IfOp(here, has_else=True)
+            for number, block in enumerate((branch.then_block, branch.else_block)):
+                with ir.InsertionPoint(block):
                     copy(number)
                     scf.yield_([])
-                with ir.InsertionPoint(branch.else_block):
-                    emit(number + 1)
-                    scf.yield_([])
-
-            emit(0)
 
         apply(stripes, *(place.ref for place in places), *lanes)
 
@@ -187,12 +175,12 @@ class StripeStage:
     def asked(self) -> None:
         """Says that all of a turn's stripes are asked for, if there are any."""
         if not self.warps.interpret:
-            _effect("cp.async.commit_group;")
+            in_all_lanes("cp.async.commit_group;")
 
     def wait(self) -> None:
         """Waits for all but the last turns that were asked for, one fewer than there are slots."""
         if not self.warps.interpret:
-            _effect(f"cp.async.wait_group {self.slots - 1}; bar.warp.sync 0xffffffff;")
+            in_all_lanes(f"cp.async.wait_group {self.slots - 1}; bar.warp.sync 0xffffffff;")
 
     def registers(self, stripes: Any) -> list[jax.Array]:
         """The 32 registers of each warp's stripe in a slot, uint32[128] each."""
@@ -211,19 +199,11 @@ class StripeStage:
 
 def _copy(target: ir.Value, target_bytes: int, source: ir.Value, source_bytes: int) -> None:
     mgpu_utils.inline_ptx(
-        f"cp.async.cg.shared.global [$0+{target_bytes}], [$1+{source_bytes}], {4 * _VECTOR};",
+        f"cp.async.cg.shared.global [$0+{target_bytes}], [$1+{source_bytes}], {4 * VECTOR};",
         target,
         source,
         has_side_effects=True,
     )
-
-
-def _effect(instructions: str) -> None:
-    @plgpu.inline_mgpu()
-    def apply(_: Any) -> None:
-        mgpu_utils.inline_ptx(instructions, has_side_effects=True, convergent=True)
-
-    apply()
 
 
 def _matrices(start: ir.Value, number: ir.Value) -> list[ir.Value]:

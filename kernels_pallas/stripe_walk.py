@@ -135,12 +135,11 @@ class StripeWalk:
         row = (self.walk.row * UNIT_ROWS).astype(jnp.uint32) + _u32(0) * place.unit
 
         def ask(source: int) -> None:
-            places = [Place(refs[f"dense.{source}"], row, place.unit)]
+            dense, page = Place(refs[f"dense.{source}"], row, place.unit), None
             if stream.paged:
-                in_page = self._row_in_tile(place.entry)
-                places.insert(0, Place(refs["pages"], in_page, place.across))
-            chosen = [_flag(place.resident)] * stream.paged
-            stage.ask(refs["stripes"].at[slot], self.stripe, places, chosen)
+                page = Place(refs["pages"], self._row_in_tile(place.entry), place.across)
+            stripes, resident = refs["stripes"].at[slot], _flag(place.resident)
+            stage.ask(stripes, self.stripe, dense, page, resident)
 
         self.walk.per_source(ask)
 

@@ -19,6 +19,7 @@ from codecjax.codecs import window, window_layout, window_records
 from kernels_pallas.emit import (
     LANE_LAYOUT,
     LANES,
+    constant,
     emit_patch,
     emit_transpose,
     emit_unpack,
@@ -31,7 +32,7 @@ from kernels_pallas.emit import (
     word_type,
 )
 from kernels_pallas.lane_memory import LaneMemory
-from kernels_pallas.lanes import in_lanes
+from kernels_pallas.lanes import in_all_lanes, in_lanes
 
 WARP_LANES = 32
 WARPS = LANES // WARP_LANES
@@ -182,7 +183,7 @@ class Warps(LaneMemory):
 
             if compressed is None:
                 return decoded()
-            zero = arith.constant(word_type(), 0)
+            zero = constant(0)
             here = arith.cmpi(arith.CmpIPredicate.ne, words.pop(), zero)
             types = [word_type()] * window_layout.REGISTERS
             branch = scf.IfOp(here, types, has_else=True)
@@ -274,15 +275,7 @@ class Warps(LaneMemory):
 def _cta_barrier(operation: str, warpgroups: int) -> None:
     """Named barrier of all of a CTA's warps, which waits ("sync") or does not ("arrive")."""
 
-    @plgpu.inline_mgpu()
-    def emit(_: Any) -> None:
-        mgpu_utils.inline_ptx(
-            f"barrier.cta.{operation}.aligned {_CTA_BARRIER}, {LANES * warpgroups};",
-            has_side_effects=True,
-            convergent=True,
-        )
-
-    emit()
+    in_all_lanes(f"barrier.cta.{operation}.aligned {_CTA_BARRIER}, {LANES * warpgroups};")
 
 
 def _emit_patch_warp(
@@ -294,13 +287,13 @@ def _emit_patch_warp(
     ahead: int = 1,
 ) -> list[ir.Value]:
     """Emits `Warps.patch_warp`; `number` is the lane's in the warpgroup."""
-    lane = arith.andi(number, arith.constant(word_type(), WARP_LANES - 1))
+    lane = arith.andi(number, constant(WARP_LANES - 1))
     read = _reader(record)
 
     def entry_at(position: ir.Value) -> ir.Value:
-        header = arith.constant(word_type(), window_records.RECORD_HEADER)
+        header = constant(window_records.RECORD_HEADER)
         both = read(arith.addi(header, shifted(position, 1)))
-        odd = arith.shli(field(position, 0, 1), arith.constant(word_type(), 4))
+        odd = arith.shli(field(position, 0, 1), constant(4))
         return arith.shrui(both, odd)
 
     return emit_patch(read, entry_at, warp, lane, *registers, record=size, ahead=ahead)
@@ -312,7 +305,7 @@ def _reader(record: Sequence[ir.Value]) -> Callable[[ir.Value], ir.Value]:
     def read(index: ir.Value) -> ir.Value:
         found = shuffle(record[0], index)
         for part in range(1, len(record)):
-            first = arith.constant(word_type(), WARP_LANES * part)
+            first = constant(WARP_LANES * part)
             later = arith.cmpi(arith.CmpIPredicate.uge, index, first)
             found = arith.select(later, shuffle(record[part], index), found)
         return found

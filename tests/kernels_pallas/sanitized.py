@@ -4,6 +4,7 @@ Only the kernels run on the GPU: the tool slows down, and at times crashes, what
 make matrices and to compare results.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -101,17 +102,17 @@ def _programs() -> dict[str, Callable[[], None]]:
     programs: dict[str, Callable[[], None]] = {"attention": attend, "lookup": look_up}
     for case in CASES:
         if case.codec != "bf16":
-            programs[f"decode, {case.name}"] = lambda case=case: decode(case)
+            programs[f"decode, {case.name}"] = functools.partial(decode, case)
         for rows in ((1, 3), (16, 64), (150,), (300,)):
-            # Of lossy matrices, dense ones are multiplied.
+            # What is entropy-coded is decoded first and multiplied as the dense case is, but for
+            # rans and few rows.
             if not case.is_lossy and (max(rows) < 100 or case.codec != "rans"):
                 name = f"{case.name}, {' and '.join(map(str, rows))} rows"
-                programs[name] = lambda case=case, rows=rows: multiply(case, rows)
+                programs[name] = functools.partial(multiply, case, rows)
     for name in ("width 11", "width 8", "verbatim tile", "dense", "rans"):
         for kind in (Normed, Gated, Mixed):
-            programs[f"{name}, {kind.__name__}"] = lambda name=name, kind=kind: multiply_made(
-                BY_NAME[name], kind
-            )
+            made_by = functools.partial(multiply_made, BY_NAME[name], kind)
+            programs[f"{name}, {kind.__name__}"] = made_by
     return programs
 
 
