@@ -21,7 +21,7 @@ def attention_implementation(implementation: str, head_dim: int) -> str:
 
 def attend(
     heads: jax.Array,
-    rotation: tuple[jax.Array, jax.Array],
+    rotation: jax.Array,
     cache: tuple[jax.Array, jax.Array],
     position: jax.Array,
     *,
@@ -32,8 +32,8 @@ def attend(
     Args:
       heads: float32[H + 2 * KV, HD] of the token: its queries, of groups of H / KV that share a
         key, then its keys and its values, none of them rotated.
-      rotation: cosines and sines of its position, float32[HD / 2] each, by which the pairs
-        (i, i + HD / 2) of queries and keys are turned.
+      rotation: cosines and then sines of its position's angles, float32[2, HD / 2], by which the
+        pairs (i, i + HD / 2) of queries and keys are turned.
       cache: rotated keys and values [KV, C, HD] of the positions before it; updated in place
         where they are donated.
       position: int32 scalar, below C.

@@ -28,7 +28,7 @@ _STAGES = 3
 
 def attend(
     heads: jax.Array,
-    rotation: tuple[jax.Array, jax.Array],
+    rotation: jax.Array,
     cache: tuple[jax.Array, jax.Array],
     position: jax.Array,
     *,
@@ -49,8 +49,8 @@ def attend(
     dtype = cache[0].dtype
 
     def body(*refs: Any) -> None:
-        head_ref, cos_ref, sin_ref, at_ref, past_keys, past_values = refs[:6]
-        mixed_ref, weight_ref, new_keys, new_values = refs[6:]
+        head_ref, rotation_ref, at_ref, past_keys, past_values = refs[:5]
+        mixed_ref, weight_ref, new_keys, new_values = refs[5:]
         group, part = pl.program_id(0), pl.program_id(1)
         at = at_ref[0]
         column = jnp.arange(head_dim)
@@ -58,8 +58,8 @@ def attend(
         number = jnp.arange(rows)
         mine = jnp.broadcast_to((number < shared)[:, None], (rows, head_dim))
         angle = jnp.where(column < half, column, column - half)
-        cosine = cos_ref[angle]
-        sine = jnp.where(column < half, -1.0, 1.0) * sin_ref[angle]
+        cosine = rotation_ref[jnp.zeros_like(angle), angle]
+        sine = jnp.where(column < half, -1.0, 1.0) * rotation_ref[jnp.ones_like(angle), angle]
 
         def rounded(values: jax.Array) -> jax.Array:
             return values.astype(dtype)
@@ -130,9 +130,9 @@ def attend(
         body,
         out_shape=shapes,
         grid=(kv_heads, parts),
-        input_output_aliases={4: 2, 5: 3},
+        input_output_aliases={3: 2, 4: 3},
         compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=_STAGES),
         interpret=interpret,
         name="attend",
-    )(heads, *rotation, position.reshape(1), *cache)
+    )(heads, rotation, position.reshape(1), *cache)
     return Mixed(mixed, weights, str(dtype)), (after[0], after[1])

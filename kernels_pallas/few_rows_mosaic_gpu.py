@@ -20,7 +20,7 @@ from kernels_pallas.few_rows_inputs import Rows
 from kernels_pallas.inputs import Input
 from kernels_pallas.lanes import LANE_LAYOUT, LANES
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
-from kernels_pallas.prefetch import Stretch
+from kernels_pallas.prefetch import MOST_ASKING, Stretch
 from kernels_pallas.stripe_stage import STRIPE_ROWS, StripeStage
 from kernels_pallas.stripe_walk import StripePlace, StripeWalk, Words
 from kernels_pallas.unit_stream import UnitStream
@@ -85,6 +85,7 @@ def multiply(
     operands |= {f"following.{number}": array for number, array in enumerate(following)}
     names = tuple(operands)
     ctas = stream.units_down * WARPS
+    asking = min(ctas, MOST_ASKING)
     out_shape = (count, stream.units_down * UNIT_ROWS)
     units, at_once = stream.units_across, WARPS * warpgroups
     turns = -(-units // at_once)
@@ -150,6 +151,16 @@ def multiply(
         def turn_once(turn: jax.Array, carry: tuple[Words, Words]) -> tuple[Words, Words]:
             return add(turn, *carry, last=False)
 
+        def ask_ahead() -> None:
+            """The last CTAs ask for what the next kernel reads: the memory is idle after them."""
+
+            @pl.when((mine == 0) & (row >= ctas - asking))
+            def _() -> None:
+                for stretch in ahead:
+                    ref, share = bound[f"following.{stretch.array}"], stretch.share(asking)
+                    number = row - (ctas - asking)
+                    warps.prefetch(ref, number, stretch.start, stretch.size, share)
+
         zero = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
         asked = rows.ask(bound, mine)
         fetched: Words = ()
@@ -164,11 +175,9 @@ def multiply(
         rows.prepare(bound, mine, asked)
         fetched, sums = jax.lax.fori_loop(0, turns - 1, turn_once, (fetched, (zero,) * SUMS))
 
-        @pl.when(mine == 0)
-        def _() -> None:
-            for stretch in ahead:
-                ref = bound[f"following.{stretch.array}"]
-                warps.prefetch(ref, row, stretch.start, stretch.size, stretch.share(ctas))
+        # Decoding leaves time to ask; dense weights would come later for it.
+        if stage is None:
+            ask_ahead()
 
         # Of the warps' sums, which are as in `Warps.multiply_in_warp`, each lane adds up one: rows
         # of weights by rows of x are no more than lanes.
@@ -179,6 +188,8 @@ def multiply(
         factor = rows.factor(bound, x_row)
         rest = [] if added is None else warps.load(bound["added"], place, [0], early=True)
         _, sums = add(jnp.int32(turns - 1), fetched, sums, last=True)
+        if stage is not None:
+            ask_ahead()
         words = [jax.lax.bitcast_convert_type(total, jnp.uint32) for total in sums]
         warps.keep(partial, mine, words)
         warps.collect(bound, mine, warpgroups)

@@ -45,7 +45,7 @@ def matmul_all(
     first_tile: int | jax.Array = 0,
     *,
     added: jax.Array | None = None,
-    following: Sequence[TiledMatrix] = (),
+    following: Sequence[TiledMatrix | jax.Array] = (),
     implementation: str | None = None,
 ) -> tuple[tuple[jax.Array, ...], Residency | None]:
     """Multiplies x by the transpose of each of several tiled matrices.
@@ -57,7 +57,7 @@ def matmul_all(
       first_tile: number of the first matrix's first tile in `residency` (int32 scalar); the
         other matrices' tiles follow.
       added: float32[N, OUT] that is added to the product, of which there is one then.
-      following: matrices that are multiplied after these; a kernel may ask the L2 cache for them.
+      following: what is read after these matrices; a kernel may ask the L2 cache for it.
       implementation: "xla", "mosaic_gpu", or None for the fastest that can run here.
         mosaic_gpu multiplies up to 2,048 rows of x in one fused kernel, which has all of the
         matrices where they are stored alike; for more rows it decodes each matrix once and leaves

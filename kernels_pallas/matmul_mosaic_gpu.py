@@ -97,7 +97,7 @@ def matmul(
     residency: Residency | None,
     first_tile: jax.Array,
     added: jax.Array | None = None,
-    following: Sequence[TiledMatrix] = (),
+    following: Sequence[TiledMatrix | jax.Array] = (),
     *,
     config: Config | None = None,
     interpret: bool = False,
@@ -212,7 +212,7 @@ def _product(
     residency: Residency | None,
     first_tile: jax.Array,
     added: jax.Array | None,
-    following: Sequence[TiledMatrix],
+    following: Sequence[TiledMatrix | jax.Array],
     config: Config,
     interpret: bool,
 ) -> tuple[jax.Array, Residency | None]:
@@ -226,7 +226,7 @@ def _product(
     if added is not None:
         added = jnp.pad(added, ((0, 0), (0, stream.units_down * UNIT_ROWS - added.shape[1])))
     if isinstance(config, FewRowsConfig):
-        arrays, ahead = stretches(following, residency)
+        arrays, ahead = stretches(following, residency, group[0].is_dense)
         y, residency = few_rows_mosaic_gpu.multiply(
             x, added, sources, residency, first_tile, stream, config, arrays, ahead
         )

@@ -12,9 +12,14 @@ import jax
 
 from codecjax.codecs.window_pool import place_of
 from codecjax.tiles import Residency, TiledMatrix
+from kernels_pallas.mosaic import SMS
 
-# Asked for at once. More takes as long as it saves, see experiments/records/h100/NOTES.md.
-MOST_BYTES = 5 * 2**20
+# Asked for at once, by whether weights are dense. More takes as long as it saves, see
+# experiments/records/h100/NOTES.md.
+MOST_BYTES = {False: 5 * 2**20, True: 7 * 2**20}
+# CTAs of a kernel that ask, its last: what is asked for while others read comes no earlier than
+# what they read comes later.
+MOST_ASKING = 2 * SMS
 # What each CTA asks for is a multiple of this.
 _GRAIN = 128
 _BY_TILE = ("words", "escapes")
@@ -39,19 +44,29 @@ class Stretch:
 
 
 def stretches(
-    matrices: Sequence[TiledMatrix], residency: Residency | None
+    following: Sequence[TiledMatrix | jax.Array], residency: Residency | None, dense: bool
 ) -> tuple[tuple[jax.Array, ...], tuple[Stretch, ...]]:
-    """Arrays, and the stretches of them that hold the first MOST_BYTES of matrices.
+    """Arrays, and the stretches of them that hold the first MOST_BYTES of what is read next.
 
-    What is in pages is not known here, so with pages nothing is asked for; nor of codecs whose
-    kernels do not read as they multiply.
+    What of matrices is in pages is not known here, so with pages none of them is asked for; nor are
+    those of codecs whose kernels do not read as they multiply.
+
+    Args:
+      following: what is read, of which arrays come first, and whole or not at all.
+      residency: of the matrices.
+      dense: whether the kernel that asks has dense weights.
     """
     arrays: list[jax.Array] = []
     found: list[Stretch] = []
-    left = MOST_BYTES
+    left = MOST_BYTES[dense]
+    for each in following:
+        if isinstance(each, jax.Array) and each.nbytes <= left and each.nbytes % 16 == 0:
+            found.append(Stretch(len(arrays), 0, each.nbytes))
+            arrays.append(each)
+            left -= each.nbytes
     if residency is not None and residency.pages is not None:
-        return (), ()
-    for t in matrices:
+        return tuple(arrays), tuple(found)
+    for t in (each for each in following if isinstance(each, TiledMatrix)):
         names = ("dense",) if t.is_dense else _BY_TILE if t.codec == "window" else ()
         for name in names:
             array, start = t.arrays[name], 0

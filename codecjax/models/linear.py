@@ -43,7 +43,7 @@ class TiledLinear(nnx.Module):
         x: Input,
         residency: Residency | None,
         added: jax.Array | None = None,
-        following: Sequence[TiledMatrix] = (),
+        following: Sequence[TiledMatrix | jax.Array] = (),
     ) -> tuple[tuple[jax.Array, ...], Residency | None]:
         """float32[N, OUT] of x[N, K] for each weight, and the residency afterwards.
 
@@ -51,7 +51,7 @@ class TiledLinear(nnx.Module):
           x: of the activations' dtype, or what it is made of.
           residency: of the weights' tiles.
           added: float32[N, OUT] that is added to the product, of which there is one then.
-          following: matrices that are multiplied next.
+          following: what is read next: matrices, and other arrays.
         """
         weights = [weight.get_value() for weight in self.weights]
         if isinstance(weights[0], TiledMatrix):

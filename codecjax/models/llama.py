@@ -37,8 +37,8 @@ class LayerCache:
 
 
 Cache = tuple[LayerCache, ...]
-# What is multiplied next.
-Following = tuple[TiledMatrix, ...]
+# What is multiplied or attended to next.
+Following = tuple[TiledMatrix | jax.Array, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +47,11 @@ class _Where:
 
     Attributes:
       start: position of the first of them, an int32 scalar.
-      rotation: cosines and sines of their positions, float32[S, HD / 2] each.
+      rotation: cosines and then sines of their positions' angles, float32[2, S, HD / 2].
     """
 
     start: jax.Array
-    rotation: tuple[jax.Array, jax.Array]
+    rotation: jax.Array
 
 
 def empty_cache(config: LlamaConfig, batch: int, capacity: int, activations: str) -> Cache:
@@ -83,15 +83,17 @@ def _llama3_frequencies(frequencies: np.ndarray, scaling: RopeScaling) -> np.nda
     return scaled.astype(np.float32)
 
 
-def _rotation(config: LlamaConfig, start: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+def _rotation(config: LlamaConfig, start: jax.Array, count: int) -> jax.Array:
     positions = start + jnp.arange(count, dtype=jnp.int32)
     angles = positions[:, None].astype(jnp.float32) * rotary_frequencies(config)
-    return jnp.cos(angles), jnp.sin(angles)
+    # One array of both is one launch.
+    is_cosine = jnp.arange(2)[:, None, None] == 0
+    return jnp.where(is_cosine, jnp.cos(angles), jnp.sin(angles))
 
 
-def _rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+def _rotate(x: jax.Array, rotation: jax.Array) -> jax.Array:
     """Turns the pairs (i, i + HD / 2) of x[B, S, heads, HD] by their position's angle."""
-    cosine, sine = (each[:, None, :] for each in rotation)
+    cosine, sine = rotation[:, :, None, :]
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate(
         [first * cosine - second * sine, second * cosine + first * sine], axis=-1
@@ -133,9 +135,12 @@ class Attention(nnx.Module):
         following: Following,
     ) -> tuple[jax.Array, LayerCache | None, Residency | None]:
         """`stream` float32[B * S, D] with attention to x added; cache and residency after it."""
-        next_ones = (*self.output.tiled, *following)
+        next_ones: Following = (*self.output.tiled, *following)
+        in_a_kernel = cache is not None and x.shape[0] == 1 and self._in_a_kernel
+        if cache is not None and in_a_kernel:
+            next_ones = (cache.keys, cache.values, *next_ones)
         (queries, keys, values), residency = self.inputs(x, residency, following=next_ones)
-        if cache is not None and queries.shape[0] == 1 and self._in_a_kernel:
+        if cache is not None and in_a_kernel:
             attended, cache = self._attend_in_kernel(queries, keys, values, where, cache)
             (y,), residency = self.output(attended, residency, stream, following)
             return y, cache, residency
@@ -173,12 +178,11 @@ class Attention(nnx.Module):
         cache: LayerCache,
     ) -> tuple[Mixed, LayerCache]:
         """[1, H * HD], and the cache, of one token's products float32[1, heads * HD]."""
-        cosine, sine = where.rotation
         # XLA takes this for the kernel's one array that these are slices of.
         heads = jnp.concatenate([queries, keys, values], axis=1)
         mixed, (keys_after, values_after) = kernels_pallas.attend(
             heads.reshape(-1, self.head_dim),
-            (cosine[0], sine[0]),
+            where.rotation[:, 0],
             (cache.keys[0], cache.values[0]),
             where.start,
         )
@@ -350,7 +354,8 @@ class Llama(nnx.Module):
             embedding = self.embedding.get_value()
             head = TiledLinear((embedding,), self.tied_tile, self.implementation)
         x = self.final_norm(hidden.reshape(-1, hidden.shape[-1]))
-        (logits,), residency = head(x, residency)
+        # A step is followed by another.
+        (logits,), residency = head(x, residency, following=self.layers[0].attention.inputs.tiled)
         return logits.reshape(*hidden.shape[:-1], -1), residency
 
     def _embed(self, tokens: jax.Array) -> jax.Array:

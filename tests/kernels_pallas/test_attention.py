@@ -31,7 +31,7 @@ def arguments(heads: int, kv_heads: int, capacity: int, head_dim: int, position:
     cache = tuple(jax.random.normal(key, shape, jnp.bfloat16) for key in keys[1:])
     return (
         jax.random.normal(keys[0], (heads + 2 * kv_heads, head_dim)),
-        (jnp.cos(angles), jnp.sin(angles)),
+        jnp.stack([jnp.cos(angles), jnp.sin(angles)]),
         cache,
         jnp.int32(position),
     )
@@ -41,9 +41,10 @@ def arguments(heads: int, kv_heads: int, capacity: int, head_dim: int, position:
 def test_attends_and_takes_up_the_token(
     heads: int, kv_heads: int, capacity: int, head_dim: int, position: int
 ) -> None:
-    projected, (cosine, sine), cache, at = arguments(heads, kv_heads, capacity, head_dim, position)
-    mixed, after = kernels_pallas.attend(projected, (cosine, sine), cache, at, interpret=True)
+    projected, rotation, cache, at = arguments(heads, kv_heads, capacity, head_dim, position)
+    mixed, after = kernels_pallas.attend(projected, rotation, cache, at, interpret=True)
 
+    cosine, sine = rotation
     first, second = jnp.split(projected[: heads + kv_heads], 2, axis=1)
     rotated = jnp.concatenate(
         [first * cosine - second * sine, second * cosine + first * sine], axis=1
