@@ -175,7 +175,7 @@ def multiply(
         rows.prepare(bound, mine, asked)
         fetched, sums = jax.lax.fori_loop(0, turns - 1, turn_once, (fetched, (zero,) * SUMS))
 
-        # Decoding leaves time to ask; dense weights would come later for it.
+        # While the last unit is decoded nothing is read; dense weights would come later for it.
         if stage is None:
             ask_ahead()
 
@@ -195,7 +195,7 @@ def multiply(
         warps.collect(bound, mine, warpgroups)
 
         @pl.when(mine == 0)
-        def _() -> None:
+        def finish() -> None:
             held = (down % 8 * 4 + n // 2) * SUMS + down // 8 * 2 + n % 2
             total = zero
             for warpgroup in range(warpgroups):

@@ -1,35 +1,38 @@
 """Op: rows of a tiled matrix, without decoding the tiles that they are in."""
 
-import jax
-import jax.numpy as jnp
+import functools
 
-from codecjax.codecs.window_rows import read_rows
+import jax
+
+from codecjax.codecs.window_rows import inside, read_rows
 from codecjax.errors import UserError
 from codecjax.tiles import TiledMatrix
+from kernels_pallas import lookup_mosaic_gpu
+from kernels_pallas.implementations import XLA, resolve
 
 
-@jax.jit
-def lookup(t: TiledMatrix, rows: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="implementation")
+def lookup(t: TiledMatrix, rows: jax.Array, *, implementation: str | None = None) -> jax.Array:
     """Looks rows up, as `w[rows]` does in the decoded matrix.
-
-    XLA computes it, on every device: it is far from being a step's dearest part.
 
     Args:
       t: the matrix, [OUT, K], dense or in codec `window`.
       rows: int32[N]; numbers below 0 count from the end, and those beyond either end become it.
+      implementation: "xla", "mosaic_gpu", or None for the fastest that can run here. mosaic_gpu
+        leaves dense matrices to XLA.
 
     Returns:
       bf16[N, K].
 
     Raises:
-      UserError: the matrix is in another codec.
+      UserError: the matrix is in another codec, or the implementation cannot run here.
     """
-    from_start = jnp.where(rows < 0, rows + t.shape[0], rows)
-    rows = jnp.clip(from_start, 0, t.shape[0] - 1)
+    implementation = resolve(implementation)
     if t.is_dense:
-        return t.arrays["dense"][rows]
+        return t.arrays["dense"][inside(rows, t.shape[0])]
     if t.codec != "window":
         raise UserError(
             f"rows of a matrix in codec {t.codec!r} cannot be looked up: encode it in 'window'"
         )
-    return read_rows(t, rows)
+    read = read_rows if implementation == XLA else lookup_mosaic_gpu.read_rows
+    return read(t, rows)

@@ -23,16 +23,25 @@ _ROWS_OF_LANES = 8
 _WEIGHTS_AT_ONCE = 1 << 22
 
 
+def inside(rows: jax.Array, count: int) -> jax.Array:
+    """The numbers from 0 to count - 1 that int32 ones stand for.
+
+    Those below 0 count from the end, and those beyond either end become it.
+    """
+    return jnp.clip(jnp.where(rows < 0, rows + count, rows), 0, count - 1)
+
+
 def read_rows(t: TiledMatrix, rows: jax.Array) -> jax.Array:
     """Reads rows of a matrix of this codec that is not dense.
 
     Args:
       t: the matrix, [OUT, K].
-      rows: int32[N], from 0 to OUT - 1.
+      rows: int32[N], see `inside`.
 
     Returns:
       bf16[N, K].
     """
+    rows = inside(rows, t.shape[0])
     at_once = min(len(rows), max(1, _WEIGHTS_AT_ONCE // t.shape[1]))
 
     def part(first: jax.Array | int) -> tuple[jax.Array]:

@@ -362,7 +362,7 @@ class Llama(nnx.Module):
         """[N, D] of tokens int32[N]."""
         embedding = self.embedding.get_value()
         if isinstance(embedding, TiledMatrix):
-            return kernels_pallas.lookup(embedding, tokens)
+            return kernels_pallas.lookup(embedding, tokens, implementation=self.implementation)
         return embedding[tokens]
 
 

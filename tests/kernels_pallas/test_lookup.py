@@ -14,6 +14,7 @@ from codecjax.codecs import encode, pooled, window_rows
 from codecjax.codecs.window_rows import ready_for_rows
 from codecjax.errors import UserError
 from codecjax.tiles import TiledMatrix
+from kernels_pallas import lookup_mosaic_gpu
 from kernels_pallas.arg_specs import gaussian_weight
 
 
@@ -85,6 +86,35 @@ def test_rows_are_those_that_were_encoded(name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_the_kernel_reads_the_rows_that_were_encoded(name: str) -> None:
+    """In the interpreter, and lowered for CUDA."""
+    weight, options, _ = CASES[name]
+    w = weight()
+    t = encode(w, **options)
+    rows = np.random.default_rng(0).permutation(len(w)).astype(np.int32)[:5]
+    found = lookup_mosaic_gpu.read_rows(t, jnp.asarray(rows), interpret=True)
+    np.testing.assert_array_equal(to_bits(found), to_bits(w)[rows])
+    traced = jax.jit(lookup_mosaic_gpu.read_rows).trace(t, jnp.asarray(rows))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("custom_call @mosaic_gpu") == 1
+
+
+def test_the_kernel_reads_rows_of_matrices_in_a_pool() -> None:
+    weights = [gaussian(256, 256), one_wild_tile(), gaussian(500, 256, 2)]
+    alone = [encode(w, width=8) for w in weights]
+    for t, w in zip(pooled("window", alone), weights, strict=True):
+        rows = jnp.arange(0, len(w), 101, dtype=jnp.int32)
+        found = lookup_mosaic_gpu.read_rows(t, rows, interpret=True)
+        np.testing.assert_array_equal(to_bits(found), to_bits(w)[np.asarray(rows)])
+
+
+def test_the_kernel_refuses_too_many_tiles_in_a_row() -> None:
+    t = encode(gaussian(64, 129 * 128), tile=(64, 128))
+    with pytest.raises(UserError, match="more than 128 tiles in a row: encode it with wider tiles"):
+        lookup_mosaic_gpu.read_rows(t, jnp.zeros(1, jnp.int32), interpret=True)
+
+
 @pytest.mark.parametrize(
     ("w", "codec"),
     [(noise(256, 256), "window"), (gaussian(1, 300), "window"), (noise(5, 7), "bf16")],
@@ -115,6 +145,9 @@ def test_rows_out_of_range_are_those_of_plain_indexing(codec: str) -> None:
     rows = np.array([0, 255, 256, 2**31 - 1, -1, -256, -257, -(2**31)], np.int32)
     found = kernels_pallas.lookup(ready_for_rows(encode(w, codec=codec)), rows)
     np.testing.assert_array_equal(to_bits(found), to_bits(jnp.asarray(w)[rows]))
+    if codec == "window":
+        read = lookup_mosaic_gpu.read_rows(encode(w), jnp.asarray(rows), interpret=True)
+        np.testing.assert_array_equal(to_bits(read), to_bits(found))
 
 
 def test_many_rows_are_looked_up_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
