@@ -178,6 +178,11 @@ class Rows:
                 total += jax.lax.bitcast_convert_type(word, jnp.float32)
         return jax.lax.rsqrt(total * jnp.float32(1 / self.mean_of) + jnp.float32(self.eps))
 
+    @property
+    def _even(self) -> bool:
+        """Whether every lane makes equally many quads of a row."""
+        return self.columns == self._turns * _QUAD * LANES * self.warpgroups
+
     def _number(self, mine: jax.Array, turn: int) -> jax.Array:
         """uint32[128]: number of the quad that each lane makes, perhaps beyond the end of the row.
 
@@ -188,14 +193,15 @@ class Rows:
 
     def _quad(self, mine: jax.Array, turn: int) -> jax.Array:
         """uint32[128]: `_number` of a quad of the row."""
-        return jnp.minimum(self._number(mine, turn), jnp.uint32(self.columns // _QUAD - 1))
+        number = self._number(mine, turn)
+        return number if self._even else jnp.minimum(number, jnp.uint32(self.columns // _QUAD - 1))
 
     def _load(self, refs: dict[str, Any], row: jax.Array | int, quad: jax.Array) -> Words:
         """What quads of a row are made of."""
         load, first = self.warps.load, quad * jnp.uint32(_QUAD)
         index = jnp.uint32(row * self.columns) + first
         if self.made is Normed:
-            scales = load(refs["scale"], quad * jnp.uint32(_QUAD // 2), [0, 1])
+            scales = load(refs["scale"], quad * jnp.uint32(_QUAD // 2), [0], vector=_QUAD // 2)
             return (*load(refs["x"], index, [0], vector=_QUAD), *scales)
         if self.made is Gated:
             index += jnp.uint32(row * self.columns)
@@ -207,7 +213,7 @@ class Rows:
             index = start * jnp.uint32(self.head_dim) + column
             words = load(refs["x"], index, [p * self.head_dim for p in parts], vector=_QUAD)
             return (*words, *load(refs["weights"], start, parts))
-        return tuple(load(refs["x"], index // jnp.uint32(2), [0, 1]))
+        return tuple(load(refs["x"], index // jnp.uint32(2), [0], vector=_QUAD // 2))
 
     def _make(
         self,
@@ -222,7 +228,8 @@ class Rows:
         squares = plgpu.layout_cast(jnp.zeros(LANES, jnp.float32), LANE_LAYOUT)
         if self.made is Normed:
             words, squares = self._scaled(found)
-            squares = jnp.where(number <= jnp.uint32(self.columns // _QUAD - 1), squares, 0.0)
+            if not self._even:
+                squares = jnp.where(number <= jnp.uint32(self.columns // _QUAD - 1), squares, 0.0)
         elif self.made is Gated:
             words = self._gated(found)
         elif self.made is Mixed:

@@ -20,7 +20,7 @@ from kernels_pallas.few_rows_inputs import Rows
 from kernels_pallas.inputs import Input
 from kernels_pallas.lanes import LANE_LAYOUT, LANES
 from kernels_pallas.mosaic import LANE_SEMANTICS, SMS, interpreter
-from kernels_pallas.prefetch import MOST_ASKING, Stretch
+from kernels_pallas.prefetch import Asking, Stretch
 from kernels_pallas.stripe_stage import STRIPE_ROWS, StripeStage
 from kernels_pallas.stripe_walk import StripePlace, StripeWalk, Words
 from kernels_pallas.unit_stream import UnitStream
@@ -85,7 +85,7 @@ def multiply(
     operands |= {f"following.{number}": array for number, array in enumerate(following)}
     names = tuple(operands)
     ctas = stream.units_down * WARPS
-    asking = min(ctas, MOST_ASKING)
+    asking = min(ctas, Asking.of(stream.width is None).most_ctas)
     out_shape = (count, stream.units_down * UNIT_ROWS)
     units, at_once = stream.units_across, WARPS * warpgroups
     turns = -(-units // at_once)

@@ -35,6 +35,14 @@ def word_address(ref: ir.Value, index: ir.Value) -> ir.Value:
     return arith.addi(address(ref), offset)
 
 
+def _vector(first: int, count: int) -> tuple[str, str]:
+    """PTX for a type of so many words, and for the operands from number `first` on."""
+    if count == 1:
+        return "b32", f"${first}"
+    operands = ", ".join(f"${first + number}" for number in range(count))
+    return f"v{count}.b32", f"{{{operands}}}"
+
+
 def as_words(values: jax.Array) -> jax.Array:
     """Flat uint32 of uint32, int32 or pairs of bf16 or uint16."""
     if values.dtype.itemsize == 2:
@@ -49,7 +57,7 @@ class Loads:
     Attributes:
       index: uint32[128], a word's number in a flat ref.
       offsets: in words from `index`, of each load.
-      vector: words of each load, 1 or 4; then index and offsets are multiples of it.
+      vector: words of each load, 1, 2 or 4; index and offsets are multiples of it.
       early: whether they are asked for where the program says so. Others may be asked for as late
         as where a branch needs them, and are waited for there.
     """
@@ -71,7 +79,7 @@ class Loads:
 
     def emit(self, start: ir.Value) -> list[ir.Value]:
         """Emits the loads, given where word `index` is."""
-        suffix, names = ("b32", "$0") if self.vector == 1 else ("v4.b32", "{$0, $1, $2, $3}")
+        suffix, names = _vector(0, self.vector)
         # What is read-only for the whole kernel may be loaded later, whatever the program says.
         kind = "global" if self.early else "global.nc"
         found: list[ir.Value] = []
@@ -216,7 +224,7 @@ class LaneMemory(Lanes):
           where: which lanes store; if `transposed`, all of a warp or none.
           transposed: whether to store the transpose of the words, see `Warps.transpose`.
         """
-        suffix, names = ("v4.b32", "{$1, $2, $3, $4}") if transposed else ("b32", "$1")
+        suffix, names = _vector(1, VECTOR if transposed else 1)
 
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (3 + len(words))))
         def apply(_: Any, ref: ir.Value, *arrays: Any) -> None:
@@ -240,23 +248,22 @@ class LaneMemory(Lanes):
         apply(ref, self.index(), index, where, *words)
 
     def store_shared(self, ref: Any, index: jax.Array, words: Sequence[jax.Array]) -> None:
-        """Stores lanes' neighbouring words from `index` on, uint32[128] each, in shared memory.
+        """Stores lanes' neighbouring words, 1, 2 or 4 of uint32[128], in shared memory.
 
-        Not for the interpreter.
+        Not for the interpreter. They begin at `index`, a multiple of their number.
         """
+        suffix, names = _vector(1, len(words))
 
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (1 + len(words))))
         def apply(_: Any, ref: ir.Value, *arrays: Any) -> None:
             index, *values = (scalar(array.registers.item()) for array in arrays)
             offset = arith.shli(index, constant(2))
-            start = arith.addi(address(ref, shared=True), offset)
-            for number, value in enumerate(values):
-                mgpu_utils.inline_ptx(
-                    f"st.shared.b32 [$0+{4 * number}], $1;",
-                    start,
-                    value,
-                    has_side_effects=True,
-                )
+            mgpu_utils.inline_ptx(
+                f"st.shared.{suffix} [$0], {names};",
+                arith.addi(address(ref, shared=True), offset),
+                *values,
+                has_side_effects=True,
+            )
 
         apply(ref, index, *words)
 

@@ -30,7 +30,7 @@ from kernels_pallas.inputs import Input, Made, value_of
 from kernels_pallas.lanes import Lanes
 from kernels_pallas.more_rows_mosaic_gpu import MAX_ROWS, MoreRowsConfig
 from kernels_pallas.mosaic import SMS
-from kernels_pallas.prefetch import stretches
+from kernels_pallas.prefetch import Asking, stretches
 from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream
 from kernels_pallas.warps import WARPS
 
@@ -226,7 +226,7 @@ def _product(
     if added is not None:
         added = jnp.pad(added, ((0, 0), (0, stream.units_down * UNIT_ROWS - added.shape[1])))
     if isinstance(config, FewRowsConfig):
-        arrays, ahead = stretches(following, residency, group[0].is_dense)
+        arrays, ahead = stretches(following, residency, Asking.of(group[0].is_dense).most_bytes)
         y, residency = few_rows_mosaic_gpu.multiply(
             x, added, sources, residency, first_tile, stream, config, arrays, ahead
         )

@@ -14,15 +14,29 @@ from codecjax.codecs.window_pool import place_of
 from codecjax.tiles import Residency, TiledMatrix
 from kernels_pallas.mosaic import SMS
 
-# Asked for at once, by whether weights are dense. More takes as long as it saves, see
-# experiments/records/h100/NOTES.md.
-MOST_BYTES = {False: 5 * 2**20, True: 7 * 2**20}
-# CTAs of a kernel that ask, its last: what is asked for while others read comes no earlier than
-# what they read comes later.
-MOST_ASKING = 2 * SMS
 # What each CTA asks for is a multiple of this.
 _GRAIN = 128
 _BY_TILE = ("words", "escapes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """How much a kernel asks for: more takes as long as it saves.
+
+    Only its last CTAs ask. What is asked for while others read their own makes that come later.
+
+    Attributes:
+      most_bytes: of all CTAs together.
+      most_ctas: that ask.
+    """
+
+    most_bytes: int
+    most_ctas: int
+
+    @classmethod
+    def of(cls, dense: bool) -> "Asking":
+        """What was fastest for kernels with such weights, see experiments/records/h100/NOTES.md."""
+        return cls(7 * 2**20, SMS) if dense else cls(5 * 2**20, 2 * SMS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +58,9 @@ class Stretch:
 
 
 def stretches(
-    following: Sequence[TiledMatrix | jax.Array], residency: Residency | None, dense: bool
+    following: Sequence[TiledMatrix | jax.Array], residency: Residency | None, most_bytes: int
 ) -> tuple[tuple[jax.Array, ...], tuple[Stretch, ...]]:
-    """Arrays, and the stretches of them that hold the first MOST_BYTES of what is read next.
+    """Arrays, and the stretches of them that hold the first bytes of what is read next.
 
     What of matrices is in pages is not known here, so with pages none of them is asked for; nor are
     those of codecs whose kernels do not read as they multiply.
@@ -54,11 +68,11 @@ def stretches(
     Args:
       following: what is read, of which arrays come first, and whole or not at all.
       residency: of the matrices.
-      dense: whether the kernel that asks has dense weights.
+      most_bytes: of all stretches.
     """
     arrays: list[jax.Array] = []
     found: list[Stretch] = []
-    left = MOST_BYTES[dense]
+    left = most_bytes
     for each in following:
         if isinstance(each, jax.Array) and each.nbytes <= left and each.nbytes % 16 == 0:
             found.append(Stretch(len(arrays), 0, each.nbytes))
