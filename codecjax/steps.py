@@ -90,7 +90,7 @@ def prefill(
     llama = Llama(config, parameters, implementation, activations)
     hidden, cache, residency = llama.hidden(tokens, 0, held.cache, _residency(held))
     last = jax.lax.dynamic_slice_in_dim(hidden[0], length - 1, 1)
-    return _choose(llama, last, cache, residency, length, sampling)
+    return _choose(llama, last, cache, residency, length - 1, sampling)
 
 
 def decode(
@@ -111,7 +111,7 @@ def decode(
     hidden, cache, residency = llama.hidden(
         held.token.reshape(1, 1), held.position, held.cache, _residency(held)
     )
-    return _choose(llama, hidden[0], cache, residency, held.position + 1, sampling)
+    return _choose(llama, hidden[0], cache, residency, held.position, sampling)
 
 
 def _residency(held: Held) -> Residency | None:
@@ -123,10 +123,10 @@ def _choose(
     last: jax.Array,
     cache: Cache | None,
     residency: Residency | None,
-    position: jax.Array,
+    before: jax.Array,
     sampling: Sampling | None,
 ) -> Held:
-    """Chooses the token at `position` from the residual stream [1, D] of the one before it."""
+    """Chooses the token after position `before`, from the residual stream [1, D] there."""
     batch_logits, residency = llama.logits(last, residency)
     assert cache is not None
     assert residency is not None
@@ -134,8 +134,10 @@ def _choose(
     if sampling is None:
         token = jnp.argmax(logits).astype(jnp.int32)
     else:
-        key = jax.random.fold_in(sampling.key, position)
+        key = jax.random.fold_in(sampling.key, before + 1)
         token = jax.random.categorical(key, logits / sampling.temperature).astype(jnp.int32)
+    # Once there is a token: added before, in place, the position would have to be copied first.
+    position = jnp.where(token >= 0, before + 1, before)
     tiles_decoded = jnp.sum(jnp.max(residency.decoded, axis=1))
     return Held(
         pages=residency.pages,

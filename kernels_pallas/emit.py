@@ -160,7 +160,7 @@ def emit_transpose(lane: ir.Value, words: Sequence[ir.Value]) -> list[ir.Value]:
 
 
 def emit_patch(
-    read: Callable[[ir.Value], ir.Value],
+    header_at: Callable[[ir.Value], ir.Value],
     entry_at: Callable[[ir.Value], ir.Value],
     warp: ir.Value,
     lane: ir.Value,
@@ -174,7 +174,7 @@ def emit_patch(
     has weights at most.
 
     Args:
-      read: emits the word of the unit's escape record at an index, the same for all of a warp.
+      header_at: emits the word of the record's header at an index, the same for all of a warp.
       entry_at: emits each lane's own entry, by number; its high half does not count.
       warp: which of its unit's four warps the warp decodes.
       lane: number in the warp.
@@ -226,9 +226,9 @@ def emit_patch(
             )
         return result
 
-    starts = read(arith.constant(word, window_records.WARPS))
+    starts = header_at(arith.constant(word, window_records.WARPS))
     first = field(arith.shrui(starts, arith.shli(warp, arith.constant(word, 3))), 0, 0xFF)
-    bitmap, found = read(warp), []
+    bitmap, found = header_at(warp), []
     for _ in range(ahead):
         entry, mask, bitmap, first = look_up(bitmap, first)
         found.append((entry, mask))

@@ -214,7 +214,7 @@ class Lanes:
         def apply(_: Any, record: ir.Value, *arrays: Any) -> Any:
             number, *values = (scalar(array.registers.item()) for array in arrays)
 
-            def read(index: ir.Value) -> ir.Value:
+            def header_at(index: ir.Value) -> ir.Value:
                 return memref.load(record, [index_of(index)])
 
             start = address(record, shared=True)
@@ -231,7 +231,7 @@ class Lanes:
                 )
 
             warp, lane = field(number, 5, 3), field(number, 0, 31)
-            patched = emit_patch(read, entry_at, warp, lane, *values, record=size)
+            patched = emit_patch(header_at, entry_at, warp, lane, *values, record=size)
             return [from_scalar(value) for value in patched]
 
         return list(apply(record, self.index(), *registers))

@@ -11,28 +11,36 @@ from kernels_pallas import lookup_mosaic_gpu
 from kernels_pallas.implementations import XLA, resolve
 
 
-@functools.partial(jax.jit, static_argnames="implementation")
-def lookup(t: TiledMatrix, rows: jax.Array, *, implementation: str | None = None) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("dtype", "implementation"))
+def lookup(
+    t: TiledMatrix,
+    rows: jax.Array,
+    dtype: str = "bfloat16",
+    *,
+    implementation: str | None = None,
+) -> jax.Array:
     """Looks rows up, as `w[rows]` does in the decoded matrix.
 
     Args:
       t: the matrix, [OUT, K], dense or in codec `window`.
       rows: int32[N]; numbers below 0 count from the end, and those beyond either end become it.
+      dtype: of the result, "bfloat16" or "float32".
       implementation: "xla", "mosaic_gpu", or None for the fastest that can run here. mosaic_gpu
         leaves dense matrices to XLA.
 
     Returns:
-      bf16[N, K].
+      [N, K].
 
     Raises:
       UserError: the matrix is in another codec, or the implementation cannot run here.
     """
     implementation = resolve(implementation)
     if t.is_dense:
-        return t.arrays["dense"][inside(rows, t.shape[0])]
+        return t.arrays["dense"][inside(rows, t.shape[0])].astype(dtype)
     if t.codec != "window":
         raise UserError(
             f"rows of a matrix in codec {t.codec!r} cannot be looked up: encode it in 'window'"
         )
-    read = read_rows if implementation == XLA else lookup_mosaic_gpu.read_rows
-    return read(t, rows)
+    if implementation == XLA:
+        return read_rows(t, rows).astype(dtype)
+    return lookup_mosaic_gpu.read_rows(t, rows, dtype)

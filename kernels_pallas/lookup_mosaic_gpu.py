@@ -24,16 +24,19 @@ from kernels_pallas.unit_stream import MAX_TILES_ACROSS, UnitStream
 from kernels_pallas.warps import WARPS, Warps
 
 
-def read_rows(t: TiledMatrix, rows: jax.Array, *, interpret: bool = False) -> jax.Array:
+def read_rows(
+    t: TiledMatrix, rows: jax.Array, dtype: str = "bfloat16", *, interpret: bool = False
+) -> jax.Array:
     """Reads rows of a matrix of this codec that is not dense.
 
     Args:
       t: the matrix, [OUT, K].
       rows: int32[N], see `inside`.
+      dtype: of the result, "bfloat16" or "float32".
       interpret: run in the Pallas interpreter.
 
     Returns:
-      bf16[N, K].
+      [N, K].
 
     Raises:
       UserError: the matrix has too many tiles in a row.
@@ -73,19 +76,22 @@ def read_rows(t: TiledMatrix, rows: jax.Array, *, interpret: bool = False) -> ja
             four = jnp.stack(words).reshape(-1, WARPS, STRIPE_ROWS // 2, 4).transpose(1, 2, 0, 3)
             mine = four.reshape(WARPS, STRIPE_ROWS // 2, -1)[:, in_stripe[0] % upper].reshape(-1)
             here = pl.ds(part * (WARPS * UNIT_COLUMNS), WARPS * UNIT_COLUMNS)
-            bound["out"][number, here] = jax.lax.bitcast_convert_type(mine, jnp.bfloat16).reshape(
-                -1
-            )
+            values = jax.lax.bitcast_convert_type(mine, jnp.bfloat16).reshape(-1)
+            bound["out"][number, here] = values.astype(dtype)
             return
         at = (number * (columns // 2)).astype(jnp.uint32) + warps.lane() % 4
         at += unit * jnp.uint32(UNIT_COLUMNS // 2)
+        places = list(range(0, UNIT_COLUMNS // 2, 4))
+        if dtype == "float32":
+            at, places = 2 * at, [2 * place + half for place in places for half in range(2)]
+            words = [half for word in words for half in (word << 16, word >> 16 << 16)]
         is_mine = (warps.lane() // 4 == in_stripe % upper) & (unit < jnp.uint32(units))
         where = jnp.where(is_mine, jnp.uint32(1), jnp.uint32(0))
-        warps.store(bound["out"], at, range(0, UNIT_COLUMNS // 2, 4), words, where)
+        warps.store(bound["out"], at, places, words, where)
 
     kernel = plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((count, columns), jnp.bfloat16),
+        out_type=jax.ShapeDtypeStruct((count, columns), dtype),
         grid=(count, ctas),
         grid_names=("row", "part"),
         scratch_types={

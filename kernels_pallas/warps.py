@@ -290,13 +290,17 @@ def _emit_patch_warp(
     lane = arith.andi(number, constant(WARP_LANES - 1))
     read = _reader(record)
 
+    def header_at(index: ir.Value) -> ir.Value:
+        # It is in the first words of all.
+        return shuffle(record[0], index)
+
     def entry_at(position: ir.Value) -> ir.Value:
         header = constant(window_records.RECORD_HEADER)
         both = read(arith.addi(header, shifted(position, 1)))
         odd = arith.shli(field(position, 0, 1), constant(4))
         return arith.shrui(both, odd)
 
-    return emit_patch(read, entry_at, warp, lane, *registers, record=size, ahead=ahead)
+    return emit_patch(header_at, entry_at, warp, lane, *registers, record=size, ahead=ahead)
 
 
 def _reader(record: Sequence[ir.Value]) -> Callable[[ir.Value], ir.Value]:

@@ -333,7 +333,7 @@ class Llama(nnx.Module):
         batch, count = tokens.shape
         first = jnp.asarray(start, jnp.int32)
         where = _Where(first, _rotation(self.config, first, count))
-        x = self._embed(tokens.reshape(-1)).astype(jnp.float32)
+        x = self._embed(tokens.reshape(-1))
         after: list[LayerCache] = []
         for index, layer in enumerate(self.layers):
             before = None if cache is None else cache[index]
@@ -359,11 +359,13 @@ class Llama(nnx.Module):
         return logits.reshape(*hidden.shape[:-1], -1), residency
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        """[N, D] of tokens int32[N]."""
+        """float32[N, D] of tokens int32[N]."""
         embedding = self.embedding.get_value()
         if isinstance(embedding, TiledMatrix):
-            return kernels_pallas.lookup(embedding, tokens, implementation=self.implementation)
-        return embedding[tokens]
+            return kernels_pallas.lookup(
+                embedding, tokens, "float32", implementation=self.implementation
+            )
+        return embedding[tokens].astype(jnp.float32)
 
 
 def forward(

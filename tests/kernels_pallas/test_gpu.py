@@ -55,8 +55,9 @@ def test_rows_looked_up(n: int, width: int) -> None:
     t = ready_for_rows(encode(w, width=width))
     rows = jnp.asarray(np.random.default_rng(0).integers(0, 1000, n), jnp.int32)
     for implementation in (MOSAIC_GPU, XLA):
-        found = kernels_pallas.lookup(t, rows, implementation=implementation)
-        chex.assert_trees_all_equal(bits(found), bits(w[rows]))
+        for dtype in ("bfloat16", "float32"):
+            found = kernels_pallas.lookup(t, rows, dtype, implementation=implementation)
+            chex.assert_trees_all_equal(bits(found.astype(jnp.bfloat16)), bits(w[rows]))
 
 
 @pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec.name)

@@ -1,6 +1,7 @@
 """Rows looked up, against the rows that were encoded."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -95,9 +96,13 @@ def test_the_kernel_reads_the_rows_that_were_encoded(name: str) -> None:
     rows = np.random.default_rng(0).permutation(len(w)).astype(np.int32)[:5]
     found = lookup_mosaic_gpu.read_rows(t, jnp.asarray(rows), interpret=True)
     np.testing.assert_array_equal(to_bits(found), to_bits(w)[rows])
-    traced = jax.jit(lookup_mosaic_gpu.read_rows).trace(t, jnp.asarray(rows))
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("custom_call @mosaic_gpu") == 1
+    wide = lookup_mosaic_gpu.read_rows(t, jnp.asarray(rows), "float32", interpret=True)
+    assert wide.dtype == jnp.float32
+    np.testing.assert_array_equal(np.asarray(wide), w[rows].astype(np.float32))
+    for dtype in ("bfloat16", "float32"):
+        read = jax.jit(functools.partial(lookup_mosaic_gpu.read_rows, dtype=dtype))
+        text = read.trace(t, jnp.asarray(rows)).lower(lowering_platforms=("cuda",)).as_text()
+        assert text.count("custom_call @mosaic_gpu") == 1
 
 
 def test_the_kernel_reads_rows_of_matrices_in_a_pool() -> None:
