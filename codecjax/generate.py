@@ -19,6 +19,7 @@ from codecjax.errors import UserError
 from codecjax.models.flat import on_arrays
 from codecjax.models.llama import empty_cache, forward
 from codecjax.models.model import Model, cache_objects
+from codecjax.models.parameters import EMBEDDING
 from codecjax.steps import Held, Sampling, copied, replaced
 from codecjax.tiles import DECODE, Residency, page_bytes, units_per_tile
 from kernels_pallas.implementations import MOSAIC_GPU
@@ -146,10 +147,12 @@ class Generator:
         attention = kernels_pallas.attention_implementation(
             self._implementation, self._model.config.head_dim
         )
+        embedding = self._model.parameters[EMBEDDING]
         return {
             "matmul": self._implementation,
             "decode": self._implementation,
             "attention": attention,
+            "lookup": kernels_pallas.lookup_implementation(embedding, self._implementation),
         }
 
     def compile(self, prompt_length: int) -> float:

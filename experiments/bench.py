@@ -120,7 +120,7 @@ def run_suite(suite: str, settings: Settings, output: Path, console: Console) ->
     ran = settings.implementation
     implementations = {"matmul": ran, "decode": ran}
     if suite == bench_step.SUITE:
-        implementations["attention"] = bench_step.attention(ran)
+        implementations |= bench_step.implementations(ran)
     rows: list[dict[str, Any]] = []
     for new in SUITES[suite](settings):
         rows += [row.record(place) for row in new]

@@ -156,10 +156,13 @@ def measure(settings: Settings) -> Iterator[list[Row]]:
         yield from _rows(name, settings)
 
 
-def attention(implementation: str) -> str:
-    """What attends in the steps of that implementation."""
-    found = {attention_implementation(implementation, each.head_dim) for each in MODELS.values()}
-    return ", ".join(sorted(found))
+def implementations(implementation: str) -> dict[str, str]:
+    """What attends and looks rows up in the steps of that implementation; dense rows XLA does."""
+    attend = {attention_implementation(implementation, each.head_dim) for each in MODELS.values()}
+    return {
+        "attention": ", ".join(sorted(attend)),
+        "lookup": ", ".join(sorted({implementation, XLA})),
+    }
 
 
 def _rows(name: str, settings: Settings) -> Iterator[list[Row]]:

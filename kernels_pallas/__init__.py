@@ -4,7 +4,7 @@ from kernels_pallas.attention import attend, attention_implementation
 from kernels_pallas.decode import decode, fill
 from kernels_pallas.implementations import implementations, resolve
 from kernels_pallas.inputs import Gated, Input, Mixed, Normed, value_of
-from kernels_pallas.lookup import lookup
+from kernels_pallas.lookup import lookup, lookup_implementation
 from kernels_pallas.matmul import matmul, matmul_all
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "fill",
     "implementations",
     "lookup",
+    "lookup_implementation",
     "matmul",
     "matmul_all",
     "resolve",

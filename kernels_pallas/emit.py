@@ -48,6 +48,14 @@ def address(ref: ir.Value, shared: bool = False) -> ir.Value:
     return llvm.ptrtoint(kind, mgpu_utils.memref_ptr(ref))
 
 
+def vector_words(first: int, count: int) -> tuple[str, str]:
+    """PTX for a type of so many words, and for the operands from number `first` on."""
+    if count == 1:
+        return "b32", f"${first}"
+    operands = ", ".join(f"${first + number}" for number in range(count))
+    return f"v{count}.b32", f"{{{operands}}}"
+
+
 def ptx(template: str) -> Callable[..., ir.Value]:
     def emit(*operands: ir.Value) -> ir.Value:
         word = ir.IntegerType.get_signless(32)

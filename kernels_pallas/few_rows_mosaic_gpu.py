@@ -222,11 +222,7 @@ def multiply(
         grid_names=("row",),
         num_threads=warpgroups,
         thread_name="warpgroup",
-        scratch_types={
-            name: plgpu.SMEM((warpgroups, LANES), jnp.uint32)
-            for name in ("entries", "slots")
-            if name in stream.scratch(staged=False)
-        }
+        scratch_types=StripeWalk.scratch(stream, warpgroups)
         | rows.scratch()
         | ({} if stage is None else stage.scratch(warpgroups))
         | warps.meeting(warpgroups)

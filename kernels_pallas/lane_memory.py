@@ -23,6 +23,7 @@ from kernels_pallas.emit import (
     emit_transpose,
     from_scalar,
     scalar,
+    vector_words,
     word_type,
 )
 from kernels_pallas.lanes import WORDS_TYPE, Lanes
@@ -33,14 +34,6 @@ def word_address(ref: ir.Value, index: ir.Value) -> ir.Value:
     long = ir.IntegerType.get_signless(64)
     offset = arith.shli(arith.extui(long, index), arith.constant(long, 2))
     return arith.addi(address(ref), offset)
-
-
-def _vector(first: int, count: int) -> tuple[str, str]:
-    """PTX for a type of so many words, and for the operands from number `first` on."""
-    if count == 1:
-        return "b32", f"${first}"
-    operands = ", ".join(f"${first + number}" for number in range(count))
-    return f"v{count}.b32", f"{{{operands}}}"
 
 
 def as_words(values: jax.Array) -> jax.Array:
@@ -79,7 +72,7 @@ class Loads:
 
     def emit(self, start: ir.Value) -> list[ir.Value]:
         """Emits the loads, given where word `index` is."""
-        suffix, names = _vector(0, self.vector)
+        suffix, names = vector_words(0, self.vector)
         # What is read-only for the whole kernel may be loaded later, whatever the program says.
         kind = "global" if self.early else "global.nc"
         found: list[ir.Value] = []
@@ -224,7 +217,7 @@ class LaneMemory(Lanes):
           where: which lanes store; if `transposed`, all of a warp or none.
           transposed: whether to store the transpose of the words, see `Warps.transpose`.
         """
-        suffix, names = _vector(1, VECTOR if transposed else 1)
+        suffix, names = vector_words(1, VECTOR if transposed else 1)
 
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (3 + len(words))))
         def apply(_: Any, ref: ir.Value, *arrays: Any) -> None:
@@ -252,7 +245,7 @@ class LaneMemory(Lanes):
 
         Not for the interpreter. They begin at `index`, a multiple of their number.
         """
-        suffix, names = _vector(1, len(words))
+        suffix, names = vector_words(1, len(words))
 
         @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(LANE_LAYOUT,) * (1 + len(words))))
         def apply(_: Any, ref: ir.Value, *arrays: Any) -> None:

@@ -32,6 +32,7 @@ from kernels_pallas.emit import (
     index_of,
     ptx,
     scalar,
+    vector_words,
     word_type,
 )
 
@@ -126,9 +127,8 @@ class Lanes:
             start, number = address(ref, shared=True), scalar(lane.registers.item())
             found: list[ir.Value] = []
             for word in (*range(0, whole, window_layout.VECTOR), *range(whole, count)):
-                size, suffix, names = 1, "b32", "$0"
-                if word < whole:
-                    size, suffix, names = window_layout.VECTOR, "v4.b32", "{$0, $1, $2, $3}"
+                size = window_layout.VECTOR if word < whole else 1
+                suffix, names = vector_words(0, size)
                 mine = arith.muli(number, constant(4 * size))
                 found += mgpu_utils.inline_ptx(
                     f"ld.shared.{suffix} {names}, [${size}+{4 * LANES * word}];",

@@ -11,6 +11,11 @@ from kernels_pallas import lookup_mosaic_gpu
 from kernels_pallas.implementations import XLA, resolve
 
 
+def lookup_implementation(t: TiledMatrix, implementation: str) -> str:
+    """What looks rows of the matrix up where matmuls run by that implementation."""
+    return XLA if t.is_dense else implementation
+
+
 @functools.partial(jax.jit, static_argnames=("dtype", "implementation"))
 def lookup(
     t: TiledMatrix,
@@ -34,7 +39,7 @@ def lookup(
     Raises:
       UserError: the matrix is in another codec, or the implementation cannot run here.
     """
-    implementation = resolve(implementation)
+    implementation = lookup_implementation(t, resolve(implementation))
     if t.is_dense:
         return t.arrays["dense"][inside(rows, t.shape[0])].astype(dtype)
     if t.codec != "window":

@@ -1,4 +1,4 @@
-"""Rows of a `window` matrix as a Mosaic GPU kernel: one launch, where XLA takes eight.
+"""Rows of a `window` matrix as a Mosaic GPU kernel: one launch, where XLA takes five.
 
 A warp decodes the stripe of a unit that a row is in, as in a product with few rows of x, and stores
 what the row has of it.
@@ -16,7 +16,7 @@ from codecjax.codecs.window_rows import inside
 from codecjax.errors import UserError
 from codecjax.tiles import UNIT_COLUMNS, TiledMatrix
 from kernels_pallas.emit import LANE_LAYOUT
-from kernels_pallas.lanes import LANES, Lanes
+from kernels_pallas.lanes import Lanes
 from kernels_pallas.mosaic import LANE_SEMANTICS, interpreter
 from kernels_pallas.stripe_stage import STRIPE_ROWS
 from kernels_pallas.stripe_walk import StripeWalk
@@ -65,9 +65,7 @@ def read_rows(
         registers = walk.prepare().registers(place, fetched)
         # Register 2q has a lane's upper row, register 2q + 1 its lower.
         upper = jnp.uint32(STRIPE_ROWS // 2)
-        in_stripe = plgpu.layout_cast(
-            jax.lax.rem(row, STRIPE_ROWS).astype(jnp.uint32) + jnp.uint32(0) * unit, LANE_LAYOUT
-        )
+        in_stripe = warps.in_each(jax.lax.rem(row, STRIPE_ROWS))
         words = [
             jnp.where(in_stripe < upper, registers[pair], registers[pair + 1])
             for pair in range(0, REGISTERS, 2)
@@ -94,11 +92,7 @@ def read_rows(
         out_type=jax.ShapeDtypeStruct((count, columns), dtype),
         grid=(count, ctas),
         grid_names=("row", "part"),
-        scratch_types={
-            name: plgpu.SMEM((LANES,), jnp.uint32)
-            for name in ("entries", "slots")
-            if name in stream.scratch(staged=False)
-        },
+        scratch_types=StripeWalk.scratch(stream),
         compiler_params=LANE_SEMANTICS,
         interpret=interpreter(interpret),
     )

@@ -84,6 +84,12 @@ class StripeWalk:
     first: jax.Array | None
     bias: Words
 
+    @staticmethod
+    def scratch(stream: UnitStream, *walks: int) -> dict[str, Any]:
+        """Shared memory by name: where each tile is, for walks of that shape."""
+        every = stream.scratch(staged=False, walks=walks)
+        return {name: every[name] for name in ("entries", "slots") if name in every}
+
     @classmethod
     def start(
         cls, stream: UnitStream, warps: Warps, refs: dict[str, Any], row: jax.Array

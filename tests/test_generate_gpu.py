@@ -11,7 +11,7 @@ from codecjax.generate import GeneratedStep, Generator, logits
 from codecjax.models.config import LlamaConfig
 from codecjax.models.model import Model, random_model
 from codecjax.tiles import page_bytes
-from kernels_pallas.implementations import MOSAIC_GPU
+from kernels_pallas.implementations import MOSAIC_GPU, XLA
 
 pytestmark = pytest.mark.gpu
 
@@ -47,6 +47,7 @@ def run(model: Model, policy: str, pages: int) -> list[GeneratedStep]:
         "matmul": MOSAIC_GPU,
         "decode": MOSAIC_GPU,
         "attention": "triton",
+        "lookup": XLA if model.codec == "bf16" else MOSAIC_GPU,
     }
     return list(generator.run(PROMPT, NEW, keep_logits=True))
 

@@ -176,7 +176,7 @@ def test_the_table_and_the_page_have_every_point(job: Job) -> None:
 
 def test_the_records_name_where_they_were_made(job: Job) -> None:
     environment = job.point("half").environment
-    ops = ("matmul", "decode", "attention")
+    ops = ("matmul", "decode", "attention", "lookup")
     assert environment["implementations"] == dict.fromkeys(ops, "xla")
     assert environment["jax"]
     config = json.loads((job.workdir / "points" / "half" / "config.json").read_text())

@@ -44,8 +44,8 @@ def test_tokens_are_drawn_as_often_as_the_logits_say(model):
 
 def test_steps_take_their_seconds_and_say_what_ran(model):
     generator = make(model, budget_bytes=POOL * PAGE)
-    expected = {"matmul": "xla", "decode": "xla", "attention": "xla"}
-    assert generator.implementations == expected
+    ops = ("matmul", "decode", "attention", "lookup")
+    assert generator.implementations == dict.fromkeys(ops, "xla")
     steps = list(generator.run(PROMPT, 4))
     assert all(step.seconds > 0 for step in steps)
     assert all(step.logits is None for step in steps)
