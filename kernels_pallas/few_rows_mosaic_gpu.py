@@ -152,7 +152,7 @@ def multiply(
             return add(turn, *carry, last=False)
 
         def ask_ahead() -> None:
-            """The last CTAs ask for what the next kernel reads: the memory is idle after them."""
+            """Asks for what the next kernel reads, if this is one of the last CTAs."""
 
             @pl.when((mine == 0) & (row >= ctas - asking))
             def _() -> None:
@@ -175,7 +175,8 @@ def multiply(
         rows.prepare(bound, mine, asked)
         fetched, sums = jax.lax.fori_loop(0, turns - 1, turn_once, (fetched, (zero,) * SUMS))
 
-        # While the last unit is decoded nothing is read; dense weights would come later for it.
+        # While the last unit is decoded nothing else is read. Dense weights are still on their way
+        # here, and would come later for it.
         if stage is None:
             ask_ahead()
 

@@ -1,8 +1,8 @@
 """What a kernel asks the L2 cache for on behalf of the kernels after it.
 
 Between two products that keep the memory busy a step has moments in which nothing is read: a
-launch, the sum of a kernel's warps, attention. Weights do not depend on what is computed, so a
-kernel that has asked for the last of its own can ask for the next one's.
+launch, the sum of a kernel's warps, attention. Weights do not depend on what is computed, nor do
+past keys and values, so a kernel at its end can ask for what the next one reads.
 """
 
 import dataclasses

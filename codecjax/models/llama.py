@@ -354,7 +354,7 @@ class Llama(nnx.Module):
             embedding = self.embedding.get_value()
             head = TiledLinear((embedding,), self.tied_tile, self.implementation)
         x = self.final_norm(hidden.reshape(-1, hidden.shape[-1]))
-        # A step is followed by another.
+        # The next step begins with the first layer.
         (logits,), residency = head(x, residency, following=self.layers[0].attention.inputs.tiled)
         return logits.reshape(*hidden.shape[:-1], -1), residency
 
