@@ -22,7 +22,8 @@ from codecjax.codecs.window import BY_SHAPE
 from codecjax.generate import resolve_activations
 from codecjax.models.config import LlamaConfig, RopeScaling
 from codecjax.models.llama import Cache, empty_cache
-from codecjax.models.model import Model, random_model
+from codecjax.models.model import Model
+from codecjax.models.random_weights import random_model
 from codecjax.steps import Held
 from codecjax.tiles import DECODE, DEFAULT_TILE, units_per_tile
 from experiments.bench_matrices import WIDTH

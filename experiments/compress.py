@@ -21,7 +21,8 @@ from codecjax.codecs.cast import to_bf16, warn_of_cast
 from codecjax.errors import UserError
 from codecjax.io.huggingface import read_folder
 from codecjax.models.config import LlamaConfig
-from codecjax.models.model import Model, encode_weights
+from codecjax.models.encoding import encode_weights
+from codecjax.models.model import Model
 from codecjax.models.parameters import parameters, walk
 from codecjax.tiles import DEFAULT_TILE, TiledMatrix, check_tile
 from experiments import cli, formats

@@ -12,7 +12,7 @@ from codecjax.codecs import distortion
 from codecjax.codecs.distortion import Distortion, gaussian_bound
 from codecjax.codecs.intervals import Option
 from codecjax.io.huggingface import HuggingFaceFolder
-from codecjax.models.model import encode_weights
+from codecjax.models.encoding import encode_weights
 from codecjax.models.parameters import parameters
 from codecjax.operations import decode
 from codecjax.tiles import TiledMatrix

@@ -10,8 +10,9 @@ from ml_collections.config_dict import ConfigDict
 import codecjax
 from codecjax.cache import CacheObject, budget_from_fraction, pool_pages
 from codecjax.errors import UserError
-from codecjax.models.model import Model, random_model
+from codecjax.models.model import Model
 from codecjax.models.parameters import parameters
+from codecjax.models.random_weights import random_model
 from codecjax.tiles import page_bytes
 from experiments.configuration import codec_options, tile_of
 from experiments.shapes import SHAPES

@@ -29,8 +29,8 @@ from codecjax.errors import UserError
 from codecjax.generate import generate
 from codecjax.io.huggingface import read_folder, write_folder
 from codecjax.models.config import LlamaConfig
+from codecjax.models.encoding import encode_weights
 from codecjax.models.llama import forward
-from codecjax.models.model import encode_weights
 from codecjax.models.parameters import from_tree, parameters, to_tree
 from codecjax.tiles import DEFAULT_TILE
 from experiments import cli, environment

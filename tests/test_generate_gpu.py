@@ -9,7 +9,8 @@ import pytest
 
 from codecjax.generate import GeneratedStep, Generator, logits
 from codecjax.models.config import LlamaConfig
-from codecjax.models.model import Model, random_model
+from codecjax.models.model import Model
+from codecjax.models.random_weights import random_model
 from codecjax.tiles import page_bytes
 from kernels_pallas.implementations import MOSAIC_GPU, XLA
 

@@ -30,7 +30,8 @@ from codecjax.io.checksums import checksum, tile_checksums
 from codecjax.io.huggingface import TOKENIZER, read_json, read_tokenizer
 from codecjax.models.config import LlamaConfig
 from codecjax.models.embedding import embedding_codec
-from codecjax.models.model import Model, assembled
+from codecjax.models.encoding import assembled
+from codecjax.models.model import Model
 from codecjax.models.parameters import Parameter, parameters, walk
 from codecjax.tiles import TiledMatrix, check_tile
 

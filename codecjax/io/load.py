@@ -13,7 +13,8 @@ from codecjax.codecs.intervals import Option
 from codecjax.errors import UserError
 from codecjax.io.checkpoint import MANIFEST, is_checkpoint, read_checkpoint
 from codecjax.io.huggingface import CONFIG, is_folder, read_folder
-from codecjax.models.model import Model, encode_weights
+from codecjax.models.encoding import encode_weights
+from codecjax.models.model import Model
 from codecjax.models.parameters import walk
 from codecjax.operations import decode
 from codecjax.tiles import DEFAULT_TILE, TiledMatrix, check_tile

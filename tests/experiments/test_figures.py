@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from codecjax.cache import CacheObject
-from codecjax.models.model import Model, random_model
+from codecjax.models.model import Model
+from codecjax.models.random_weights import random_model
 from codecjax.tiles import page_bytes
 from experiments import figures
 from experiments.calibrate import Calibration

@@ -2,7 +2,7 @@
 
 import pytest
 
-from codecjax.models.model import random_model
+from codecjax.models.random_weights import random_model
 from tests.generate.small_model import CONFIG, TILE
 
 

@@ -7,8 +7,9 @@ import pytest
 
 import codecjax
 from codecjax.codecs import is_lossy
-from codecjax.models.model import encode_weights, random_model
+from codecjax.models.encoding import encode_weights
 from codecjax.models.parameters import walk
+from codecjax.models.random_weights import random_model
 from codecjax.tiles import TiledMatrix
 from tests.generate.small_model import CONFIG, PAGE, POOL, PROMPT, TILE, RandomPlans, bits, make
 

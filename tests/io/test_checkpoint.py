@@ -23,8 +23,9 @@ from codecjax.io import checkpoint
 from codecjax.io.checkpoint import ARRAYS, MANIFEST, read_checkpoint, save
 from codecjax.io.checksums import tile_checksums
 from codecjax.models.config import LlamaConfig
-from codecjax.models.model import encode_weights, random_model
+from codecjax.models.encoding import encode_weights
 from codecjax.models.parameters import parameters, walk
+from codecjax.models.random_weights import random_model
 from codecjax.tiles import TiledMatrix
 
 TILE = (64, 128)
@@ -418,7 +419,7 @@ KILLED = """
 import os, signal, sys
 from codecjax.io import checkpoint
 from codecjax.models.config import LlamaConfig
-from codecjax.models.model import random_model
+from codecjax.models.random_weights import random_model
 config = LlamaConfig(16, 16, 16, 1, 2, 2, 8, 32)
 write = checkpoint.ocp.save
 def killed(folder, arrays):

@@ -10,8 +10,8 @@ from codecjax.codecs.cast import CastWarning
 from codecjax.errors import UserError
 from codecjax.io.huggingface import write_folder
 from codecjax.models.config import LlamaConfig
-from codecjax.models.model import random_model
 from codecjax.models.parameters import parameters, walk
+from codecjax.models.random_weights import random_model
 from codecjax.tiles import TiledMatrix
 
 # Wide enough to be compressed.

@@ -7,9 +7,10 @@ import pytest
 from codecjax.errors import UserError
 from codecjax.models.calibration import calibration_windows, input_importance
 from codecjax.models.config import LlamaConfig
+from codecjax.models.encoding import encode_weights
 from codecjax.models.llama import Llama
-from codecjax.models.model import encode_weights, random_model
 from codecjax.models.parameters import from_tree, parameters, to_tree
+from codecjax.models.random_weights import random_model
 from codecjax.operations import decode
 from codecjax.tiles import TiledMatrix
 

@@ -11,8 +11,10 @@ from codecjax.codecs import own_arrays
 from codecjax.codecs.cast import CastReport
 from codecjax.errors import UserError
 from codecjax.models.config import LlamaConfig, tinyllama
-from codecjax.models.model import cache_objects, encode_weights, random_model
+from codecjax.models.encoding import encode_weights
+from codecjax.models.model import cache_objects
 from codecjax.models.parameters import parameters, walk
+from codecjax.models.random_weights import random_model
 from codecjax.tiles import DEFAULT_TILE, TiledMatrix
 
 CONFIG = LlamaConfig(

@@ -11,7 +11,8 @@ import codecjax
 from codecjax.codecs.window import BY_SHAPE
 from codecjax.io.checkpoint import read_checkpoint, save
 from codecjax.models.config import LlamaConfig
-from codecjax.models.model import Model, random_model
+from codecjax.models.model import Model
+from codecjax.models.random_weights import random_model
 from codecjax.tiles import TiledMatrix
 
 CONFIG = LlamaConfig(
