@@ -22,8 +22,10 @@ def get_config() -> ConfigDict:
 
     config.codec = ConfigDict()
     config.codec.name = "window"
-    # Only for codec "window": 8, 11 or 16 exponents a window.
+    # Only for codec "window": 8, 11 or 16 exponents a window; and, where it is above 0, how many
+    # bits a weight all projections together have at most: as many of them as that takes have 8.
     config.codec.width = 11
+    config.codec.most_bits = 0.0
     # Only for codecs "rans" and "int8_rans": 10, 11 or 12 bits of a probability.
     config.codec.probability_bits = 12
     # Only for codec "ecsq", which is lossy: 2 to 8 bits a weight, everything included, or, where

@@ -23,6 +23,7 @@ _RUN_ONCE = (
     "kernels_pallas/test_interpreted_matmul.py",
     "kernels_pallas/test_lowering.py",
     "kernels_pallas/test_ops.py",
+    "models/test_fitting.py",
 )
 
 

@@ -45,14 +45,6 @@ def check_options(codec: str, options: Mapping[str, Option]) -> dict[str, Option
     return {**module.OPTIONS, **options}
 
 
-def options_for(
-    codec: str, shape: tuple[int, int], options: Mapping[str, Option]
-) -> dict[str, Option]:
-    """The options of a matrix of that shape in a model whose options are these."""
-    resolve = getattr(codec_module(codec), "options_for", None)
-    return dict(options) if resolve is None else resolve(shape, **options)
-
-
 def described(choices: Interval | Sequence[Option]) -> str:
     """What an option may be, in words."""
     if isinstance(choices, Interval):
@@ -156,8 +148,8 @@ def encode(
         column, float32[K] above 0; or mean products of the inputs x, E[x x^T], float32[K, K], with
         which later columns also make up for the errors of those before. None where all columns
         count alike.
-      **options: the codec's options, for example `width` (8, 11 or 16) of `window`, or
-        `bits_per_weight` (2 to 8) of `ecsq`.
+      **options: the codec's options, for example `width` (8, 11 or 16) and `most_bits` of
+        `window`, or `bits_per_weight` (2 to 8) of `ecsq`.
 
     Returns:
       A TiledMatrix from which `decode` gives back the bf16 weight bit for bit; of `ecsq` and
@@ -199,7 +191,6 @@ __all__ = [
     "encode",
     "encode_with_report",
     "is_lossy",
-    "options_for",
     "own_arrays",
     "plan",
     "plans",

@@ -21,6 +21,7 @@ A matrix that this would expand (few rows, random exponents) is stored as the si
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -28,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from codecjax.codecs import parts, verbatim, window_layout, window_pool, window_records
+from codecjax.codecs.intervals import Interval
 from codecjax.codecs.window_bases import row_bases
 from codecjax.codecs.window_pool import place_of
 from codecjax.codecs.window_units import (
@@ -41,14 +43,16 @@ from codecjax.codecs.window_units import (
     registers_of,
     weights_of,
 )
+from codecjax.errors import UserError
 from codecjax.tiles import TiledMatrix
 
 VERSION = 4
-# The width that is 8, the fewest bits, for matrices of more rows than columns, and 11 for others:
-# with many rows, a product has enough warps to hide what the more escapes of 8 take.
-BY_SHAPE = 0
-OPTIONS = {"width": 11}
-CHOICES = {"width": (*window_layout.WORDS, BY_SHAPE)}
+# The width with the fewest bits, which a matrix has that would exceed `most_bits` with its own.
+NARROWEST = 8
+# `most_bits` a weight, everything included, are those of a matrix that is encoded alone and of all
+# projections of a model together; with 0 there is no such bound.
+OPTIONS = {"width": 11, "most_bits": 0.0}
+CHOICES = {"width": tuple(window_layout.WORDS), "most_bits": Interval(0.0, 16.0)}
 needs_decode = verbatim.needs_decode
 
 
@@ -82,17 +86,31 @@ def _pack(
     return words, flags, base, longest_lists(flags)
 
 
-def options_for(shape: tuple[int, int], width: int) -> dict[str, int]:
-    """The options of a matrix of that shape."""
-    if width == BY_SHAPE:
-        width = 8 if shape[0] > shape[1] else 11
-    return {"width": width}
+def encode(w: jax.Array, tile: tuple[int, int], width: int, most_bits: float) -> TiledMatrix:
+    """Encodes bf16[OUT, K]; every bit pattern survives.
+
+    Raises:
+      UserError: that takes more than `most_bits`, above 0, with width NARROWEST too.
+    """
+    t = _encode(w, tile, width)
+    if most_bits and t.bits_per_weight > most_bits:
+        t = _encode(w, tile, NARROWEST)
+        if t.bits_per_weight > most_bits:
+            raise unmet(t.bits_per_weight, most_bits, f"a matrix of {w.shape[0]}x{w.shape[1]}")
+    return t
 
 
-def encode(w: jax.Array, tile: tuple[int, int], width: int) -> TiledMatrix:
-    """Encodes bf16[OUT, K]; every bit pattern survives."""
+def unmet(bits: float, most_bits: float, what: str) -> UserError:
+    """What to say where the bits a weight exceed `most_bits`."""
+    enough = math.ceil(1000 * bits) / 1000
+    return UserError(
+        f"codec 'window' needs {enough:g} bits a weight for {what} with width {NARROWEST}, padding "
+        f"included, which exceeds most_bits {most_bits:g}: raise that, or choose codec 'rans'"
+    )
+
+
+def _encode(w: jax.Array, tile: tuple[int, int], width: int) -> TiledMatrix:
     shape = (w.shape[0], w.shape[1])
-    width = options_for(shape, width)["width"]
     options = (("width", width),)
     words, flags, base, longest_on_device = _pack(w, tile, width)
     longest = np.asarray(longest_on_device)
@@ -147,15 +165,15 @@ def decode_tile(t: TiledMatrix, index: jax.Array) -> jax.Array:
 
 
 __all__ = [
-    "BY_SHAPE",
     "CHOICES",
+    "NARROWEST",
     "OPTIONS",
     "VERSION",
     "decode_compressed",
     "decode_tile",
     "encode",
     "needs_decode",
-    "options_for",
     "patch",
     "pooled",
+    "unmet",
 ]

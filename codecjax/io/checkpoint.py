@@ -1,7 +1,8 @@
 """Checkpoints: the encoded arrays as Orbax writes them, and a manifest that vouches for them.
 
-    manifest.json    format version, codecs, tile, config, shapes, and a CRC-32 of every tile,
-                     of every other array, of the tokenizer and of the manifest itself
+    manifest.json    format version, codecs, tile, config, every weight's shape and options, and a
+                     CRC-32 of every tile, of every other array, of the tokenizer and of the
+                     manifest itself
     arrays/          an Orbax v1 checkpoint of every weight's arrays by name
     tokenizer.json   where the model has one
 
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from codecjax.codecs import check_options, codec_module, options_for, own_arrays
+from codecjax.codecs import check_options, codec_module, own_arrays
 from codecjax.codecs.cast import CastReport
 from codecjax.codecs.intervals import Option
 from codecjax.errors import UserError
@@ -36,7 +37,7 @@ from codecjax.models.parameters import Parameter, parameters, walk
 from codecjax.tiles import TiledMatrix, check_tile
 
 MANIFEST, ARRAYS = "manifest.json", "arrays"
-FORMAT, VERSION = "codecjax checkpoint", 2
+FORMAT, VERSION = "codecjax checkpoint", 3
 
 _REMEDY = "make the checkpoint again"
 
@@ -70,6 +71,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
                 "arrays": _layout(on_host),
             }
             if isinstance(weight, TiledMatrix):
+                entries[parameter.name]["options"] = weight.options_dict
                 entries[parameter.name]["tiles"] = tile_checksums(weight, on_host)
             else:
                 entries[parameter.name]["checksum"] = checksum(on_host["array"])
@@ -118,10 +120,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Model:
             return jnp.asarray(arrays["array"])
         own = codec if parameter.projection else manifest["embedding_codec"]
         shape = (parameter.shape[0], parameter.shape[1])
-        mine = options_for(own["name"], shape, own["options"])
-        t = TiledMatrix(
-            arrays, own["name"], own["version"], shape, tile, tuple(sorted(mine.items()))
-        )
+        mine = tuple(sorted(entry["options"].items()))
+        t = TiledMatrix(arrays, own["name"], own["version"], shape, tile, mine)
         _verify_tiles(folder, parameter, t, entry)
         placed = {name: jnp.asarray(array) for name, array in arrays.items()}
         return dataclasses.replace(t, arrays=placed)

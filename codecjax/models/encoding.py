@@ -19,9 +19,11 @@ from codecjax.codecs import (
 )
 from codecjax.codecs.cast import CastReport, to_bf16
 from codecjax.codecs.intervals import Option
+from codecjax.codecs.window import NARROWEST
 from codecjax.errors import UserError
 from codecjax.models.config import LlamaConfig
 from codecjax.models.embedding import encode_embedding
+from codecjax.models.fitting import fitted
 from codecjax.models.model import Model
 from codecjax.models.parameters import EMBEDDING, Parameter, layers, parameters, to_tree
 from codecjax.tiles import TiledMatrix, check_tile
@@ -41,7 +43,8 @@ def encode_weights(
     Args:
       config: sizes and constants.
       weights: by Hugging Face tensor name, bfloat16, float16 or float32. Each is asked for
-        once, or more often where the codec plans, so they may be made when they are asked for.
+        once, or more often where the codec plans or has `most_bits` to meet, so they may be made
+        when they are asked for.
       codec: a name in `codecjax.codecs.CODECS`.
       tile: (rows, columns) of a tile.
       options: the codec's.
@@ -55,6 +58,9 @@ def encode_weights(
         ask.
     """
     filled = check_options(codec, dict(options))
+    # Of all matrices together, not of each.
+    most_bits = float(filled.get("most_bits", 0.0))
+    own_options = {**filled, "most_bits": 0.0} if most_bits else filled
     check_tile(tile)
     cast: CastReport | None = None
     planned = None
@@ -76,7 +82,7 @@ def encode_weights(
         weight, report = to_bf16(jnp.asarray(_weight_of(parameter, weights)))
         if parameter.projection:
             own = weighed.get(parameter.huggingface)
-            weight, _ = encode_with_report(weight, codec, tile, planned, own, **filled)
+            weight, _ = encode_with_report(weight, codec, tile, planned, own, **own_options)
         elif parameter.name == EMBEDDING:
             weight = encode_embedding(weight, codec, tile, filled)
         if report is not None:
@@ -84,7 +90,15 @@ def encode_weights(
         return weight
 
     tree = assembled(config, codec, stored)
-    return Model(config, tree, tokenizer, codec, filled, tile, cast)
+    model = Model(config, tree, tokenizer, codec, filled, tile, cast)
+    if not most_bits:
+        return model
+
+    def narrow(parameter: Parameter) -> TiledMatrix:
+        weight = jnp.asarray(_weight_of(parameter, weights))
+        return encode_with_report(weight, codec, tile, width=NARROWEST)[0]
+
+    return fitted(model, most_bits, narrow)
 
 
 def assembled(

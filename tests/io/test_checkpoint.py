@@ -323,7 +323,7 @@ def test_a_truncated_data_file_names_a_weight(copied):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda manifest: manifest.update(version=1), "format version 1.*version 2: make"),
+        (lambda manifest: manifest.update(version=1), "format version 1.*version 3: make"),
         (lambda manifest: manifest.update(format="zip"), "not of a codecjax checkpoint"),
         (lambda manifest: manifest["codec"].update(version=7), "version 7 of codec 'window'"),
         (

@@ -7,6 +7,7 @@ from small_model import CONFIG, byte_tokenizer, random_weights
 
 import codecjax
 from codecjax.codecs.cast import CastWarning
+from codecjax.codecs.window import OPTIONS
 from codecjax.errors import UserError
 from codecjax.io.huggingface import write_folder
 from codecjax.models.config import LlamaConfig
@@ -75,16 +76,17 @@ def test_a_checkpoint_keeps_its_codec_unless_asked(tmp_path):
             return codecjax.load(tmp_path / "checkpoint", **arguments)
 
     same = load()
-    assert (same.codec, same.options, same.tile) == ("window", {"width": 8}, (64, 128))
+    assert (same.codec, same.options, same.tile) == ("window", OPTIONS | {"width": 8}, (64, 128))
     for array, other in zip(
         jax.tree.leaves(same.parameters), jax.tree.leaves(model.parameters), strict=True
     ):
         np.testing.assert_array_equal(array, other)
     for arguments, expected in [
         ({"codec": "bf16"}, ("bf16", {}, (64, 128))),
-        ({"codec": "window"}, ("window", {"width": 11}, (64, 128))),
-        ({"width": 11}, ("window", {"width": 11}, (64, 128))),
-        ({"tile": (128, 128)}, ("window", {"width": 8}, (128, 128))),
+        ({"codec": "window"}, ("window", OPTIONS, (64, 128))),
+        ({"width": 11}, ("window", OPTIONS, (64, 128))),
+        ({"most_bits": 12}, ("window", OPTIONS | {"width": 8, "most_bits": 12}, (64, 128))),
+        ({"tile": (128, 128)}, ("window", OPTIONS | {"width": 8}, (128, 128))),
     ]:
         other = load(**arguments)
         assert (other.codec, other.options, other.tile) == expected
