@@ -68,7 +68,7 @@ class Loads:
     def read(self, flat: jax.Array) -> list[jax.Array]:
         """The words, for the interpreter."""
         places = [offset + part for offset in self.offsets for part in range(self.vector)]
-        return [flat[self.index + jnp.uint32(place)] for place in places]
+        return list(flat[jnp.stack([self.index + jnp.uint32(place) for place in places])])
 
     def emit(self, start: ir.Value) -> list[ir.Value]:
         """Emits the loads, given where word `index` is."""

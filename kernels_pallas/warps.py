@@ -318,15 +318,15 @@ def _reader(record: Sequence[ir.Value]) -> Callable[[ir.Value], ir.Value]:
 
 
 def _patch_warps(registers: jax.Array, record: jax.Array, warp: jax.Array) -> list[jax.Array]:
-    nowhere = jnp.uint32(2 * registers.size)
-    for mine in range(WARPS):
-        first = WARP_LANES * mine
-        place, difference = window_records.read(record[:, first : first + WARP_LANES].reshape(-1))
-        register, lane, half = place // (2 * LANES), place // 2 % LANES, place % 2
-        here = register * (2 * LANES) + 2 * (lane % WARP_LANES + first) + half
-        is_mine = (lane // WARP_LANES == warp[first]) & (register < registers.shape[0])
-        registers = window.patch(registers, jnp.where(is_mine, here, nowhere), difference)
-    return list(registers)
+    """`patch_warp` of registers uint32[32, 128] for the interpreter: all warps' records at once."""
+    first = WARP_LANES * jnp.arange(WARPS, dtype=jnp.uint32)[:, None]
+    records = record.reshape(-1, WARPS, WARP_LANES).swapaxes(0, 1).reshape(WARPS, -1)
+    place, difference = window_records.read(records)
+    register, lane, half = place // (2 * LANES), place // 2 % LANES, place % 2
+    here = register * (2 * LANES) + 2 * (lane % WARP_LANES + first) + half
+    is_mine = (lane // WARP_LANES == warp[::WARP_LANES, None]) & (register < registers.shape[0])
+    here = jnp.where(is_mine, here, jnp.uint32(2 * registers.size))
+    return list(window.patch(registers, here.reshape(-1), difference.reshape(-1)))
 
 
 def _multiply_in_warp(

@@ -1,11 +1,12 @@
 """Records of points that never ran, for tests of what is made of records."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from codecjax.cache import cyclic_trace, simulate
+from experiments import timing
 from experiments.records import PointRecords
 
 MATRICES = 155
@@ -140,3 +141,11 @@ def fake_point(
 @pytest.fixture
 def make_point() -> Callable[..., PointRecords]:
     return fake_point
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bandwidth_is_soon_measured() -> Iterator[None]:
+    """Of a small array, which a cache may hold: nobody asks here how fast this machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(timing._COPY_BYTES, "cpu", 2**22)
+        yield
