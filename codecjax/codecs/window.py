@@ -92,12 +92,11 @@ def encode(w: jax.Array, tile: tuple[int, int], width: int, most_bits: float) ->
     Raises:
       UserError: that takes more than `most_bits`, above 0, with width NARROWEST too.
     """
-    t = _encode(w, tile, width)
-    if most_bits and t.bits_per_weight > most_bits:
-        t = _encode(w, tile, NARROWEST)
-        if t.bits_per_weight > most_bits:
-            raise unmet(t.bits_per_weight, most_bits, f"a matrix of {w.shape[0]}x{w.shape[1]}")
-    return t
+    for each in dict.fromkeys((width, NARROWEST)):
+        t = _encode(w, tile, each)
+        if not most_bits or t.bits_per_weight <= most_bits:
+            return t
+    raise unmet(t.bits_per_weight, most_bits, f"a matrix of {w.shape[0]}x{w.shape[1]}")
 
 
 def unmet(bits: float, most_bits: float, what: str) -> UserError:

@@ -30,14 +30,15 @@ def fitted(model: Model, most_bits: float, narrow: Callable[[Parameter], TiledMa
     def columns_a_row(group: tuple[Parameter, ...]) -> float:
         return group[0].shape[1] / sum(each.shape[0] for each in group)
 
-    for group in sorted(sharing_inputs(model.config), key=columns_a_row):
+    groups = sorted(sharing_inputs(model.config), key=columns_a_row)
+    for group in groups:
         if model.bits_per_weight <= most_bits:
             break
         narrower = _with_narrow(model, group, narrow)
         if narrower.bits_per_weight < model.bits_per_weight:
             model = narrower
     if model.bits_per_weight > most_bits:
-        raise unmet(model.bits_per_weight, most_bits, f"{len(model.matrices)} matrices")
+        raise unmet(model.bits_per_weight, most_bits, f"{sum(map(len, groups))} matrices")
     return model
 
 

@@ -1,4 +1,4 @@
-"""Records of points that never ran, for tests of what is made of records."""
+"""What tests of experiments share: records of points that never ran, a bandwidth soon measured."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -74,8 +74,6 @@ def test_the_usual_program_runs_it_and_goes_on_where_it_stopped(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # That of the machine is nobody's concern here and takes seconds.
-    monkeypatch.setattr("experiments.point.copy_bandwidth", lambda: 1e10)
     corpus = read_corpus()
     monkeypatch.setattr("experiments.codec_quality.read_corpus", lambda: corpus)
     file = tmp_path / "sweep.py"
@@ -155,7 +153,6 @@ def test_left_out_points_are_in_the_record_and_do_not_fail_the_run(
 ) -> None:
     module = importlib.import_module("experiments.codec_frontier")
     reason = "implementation 'mosaic_gpu' has no kernel for codec 'window'"
-    monkeypatch.setattr("experiments.point.copy_bandwidth", lambda: 1e10)
     monkeypatch.setattr(
         module, "without_kernel", lambda point: reason if point.name != "bf16" else None
     )

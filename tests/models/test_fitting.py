@@ -13,6 +13,7 @@ from codecjax.errors import UserError
 from codecjax.io.checkpoint import read_checkpoint, save
 from codecjax.models.config import LlamaConfig
 from codecjax.models.model import Model
+from codecjax.models.parameters import walk
 from codecjax.models.random_weights import random_model
 from codecjax.tiles import TiledMatrix
 
@@ -49,15 +50,13 @@ def between(wide: Model, narrow: Model) -> Model:
 
 
 def narrow_ones(found: Model) -> set[str]:
-    matrices = {
-        jax.tree_util.keystr(path, simple=True, separator="."): t
-        for path, t in jax.tree_util.tree_leaves_with_path(
-            found.parameters, is_leaf=lambda each: isinstance(each, TiledMatrix)
-        )
+    widths = {
+        ".".join(each.path): t.options_dict["width"]
+        for each, t in walk(CONFIG, found.parameters)
         if isinstance(t, TiledMatrix)
     }
-    assert {t.options_dict["width"] for t in matrices.values()} <= {8, 11}
-    return {name for name, t in matrices.items() if t.options_dict["width"] == 8}
+    assert set(widths.values()) <= {8, 11}
+    return {name for name, width in widths.items() if width == 8}
 
 
 def test_no_more_matrices_are_narrow_than_it_takes(
@@ -85,7 +84,7 @@ def test_those_of_a_width_share_arrays(between: Model) -> None:
     assert layer["query"].arrays["words"] is not layer["up"].arrays["words"]
 
 
-def test_what_cannot_be_met_is_refused(narrow: Model) -> None:
+def test_what_cannot_be_met_is_refused() -> None:
     with pytest.raises(UserError, match=r"15 matrices with width 8.*most_bits 8: raise that"):
         model(most_bits=8.0)
     with pytest.raises(UserError, match=r"most_bits 17\.0: choose a number from 0 to 16"):
